@@ -1,0 +1,24 @@
+"""Errors written for the person who gets them: what happened, and what to do next."""
+
+from __future__ import annotations
+
+
+class CaiError(Exception):
+    """Something the user can mend. `what` happened; `todo` is the next action."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, todo: str) -> None:
+        super().__init__(f"{what}\n{todo}")
+        self.what = what
+        self.todo = todo
+
+
+class NotEnoughPairs(CaiError):
+    """Too few usable pairs are left to train on. Not a crash: the report of what was done is written."""
+
+    exit_code = 3
+
+
+class SettingsChanged(CaiError):
+    """A stage was begun with other settings or inputs; going on would mix two runs."""

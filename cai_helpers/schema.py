@@ -1,0 +1,148 @@
+"""The frozen records that flow through Stage 3: Prompt → Trace → ScoredPair → PreferenceRow."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Message(TypedDict):
+    """One turn, in the form chat templates and TRL take."""
+
+    role: Role
+    content: str
+
+
+Messages = list[Message]
+
+# Why a pair is what it is. Only `revised` carries a revision; every other outcome keeps the draft and says why.
+Outcome = Literal["revised", "kept", "meta_commentary", "too_short", "truncated", "unparsed"]
+OUTCOME_MEANING: dict[str, str] = {
+    "revised": "the critic wrote a usable revision",
+    "kept": "the critic judged the draft good (KEEP_ORIGINAL); a success, not a defect",
+    "meta_commentary": "the revision talks about a response instead of being one",
+    "too_short": "the revision has fewer than five words",
+    "truncated": "the output hit the token limit before it ended",
+    "unparsed": "the output does not have the form that was asked for",
+}
+
+Side = Literal["base", "revised"]
+
+
+class Record(BaseModel):
+    """Base of every record: immutable, and unknown fields are an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Prompt(Record):
+    """One conversation that ends on a user turn, with all its earlier turns."""
+
+    id: str  # hash of the normalised text, see prompts.prompt_id
+    messages: Messages
+    category: str  # which virtue the prompt tests: "harmless" (harmful requests) or "helpful" (benign ones)
+    source: str
+
+    @model_validator(mode="after")
+    def _ends_on_a_user_turn(self) -> Prompt:
+        if not self.messages or self.messages[-1]["role"] != "user":
+            raise ValueError("a prompt must end on a user turn")
+        return self
+
+    @property
+    def text(self) -> str:
+        """The conversation as a person reads it; a single turn is just its text."""
+        return transcript(self.messages)
+
+
+class Completion(Record):
+    """What a Generator returns for one chat."""
+
+    text: str
+    tokens: int  # generated tokens, the end token included
+    finish: Literal["stop", "length"]
+
+
+class Trace(Record):
+    """Everything the language model said about one prompt."""
+
+    prompt: Prompt
+    draft: str
+    draft_finish: Literal["stop", "length"]
+    principle_ids: list[str]
+    protocol: str
+    critic_outputs: list[str]  # raw, one entry a critic call, in order
+    critique: str
+    revision: str  # equals `draft` unless outcome is "revised"
+    outcome: Outcome
+    reason: str  # one sentence: why this outcome
+    tokens: int  # generated for this row, all calls together
+
+    @property
+    def id(self) -> str:
+        return self.prompt.id
+
+
+class ScoredPair(Record):
+    """A trace with both reward scores; the first eight columns are the ones the method's users have on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")  # files from elsewhere may carry columns of their own
+
+    prompt: str
+    base_response: str
+    revised_response: str
+    base_score: float
+    revised_score: float
+    chosen: Side
+    critic_notes: str = ""
+    principle_ids: list[str] = Field(default_factory=list)
+
+    id: str = ""
+    messages: Messages = Field(default_factory=list)  # all turns; `prompt` is their readable form
+    category: str = "unknown"
+    source: str = "unknown"
+    outcome: Outcome | Literal["unknown"] = "unknown"  # "unknown": a file from elsewhere that does not say
+    reason: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _accept_foreign_forms(cls, row: dict) -> dict:
+        """Files from elsewhere write principle_ids as "HP001,HP002" and leave out critic_notes as null."""
+        row = dict(row)
+        if isinstance(row.get("principle_ids"), str):
+            row["principle_ids"] = [part.strip() for part in row["principle_ids"].split(",") if part.strip()]
+        if row.get("critic_notes") is None:
+            row["critic_notes"] = ""
+        return row
+
+    @property
+    def delta(self) -> float:
+        """Reward of the revision minus reward of the draft."""
+        return self.revised_score - self.base_score
+
+    @property
+    def identical(self) -> bool:
+        return self.base_response.strip() == self.revised_response.strip()
+
+
+class PreferenceRow(Record):
+    """TRL's conversational preference format, plus what a person wants to know of a row."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    id: str
+    category: str
+    delta: float  # reward of chosen minus reward of rejected, > 0
+    chosen_side: Side
+
+
+def transcript(messages: Messages) -> str:
+    """Readable text of a conversation: a single user turn as it is, more turns as "User: … / Assistant: …"."""
+    if len(messages) == 1:
+        return messages[0]["content"]
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
