@@ -39,6 +39,16 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class StageReport(Record):
+    """What a stage returns and every surface shows: a title and lines of (what, figure)."""
+
+    def title(self) -> str:
+        raise NotImplementedError
+
+    def lines(self) -> list[tuple[str, str]]:
+        raise NotImplementedError
+
+
 class Prompt(Record):
     """One conversation that ends on a user turn, with all its earlier turns."""
 

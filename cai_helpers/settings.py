@@ -1,0 +1,155 @@
+"""Frozen settings, presets and overrides. One field, one line, one reason."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cai_helpers.errors import CaiError
+
+PRESETS = ("smoke", "t4", "a100")
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Models(_Frozen):
+    base: str = "google/gemma-2b-it"  # Hub id, folder, or "embedded:chat"
+    adapter: str | None = None  # your Stage-2 LoRA; without one the base itself is the starting policy
+    reward: str = "OpenAssistant/reward-model-deberta-v3-large-v2"  # a sequence classifier with one logit
+    reward_input: Literal["pair", "chat"] = "pair"  # "pair": tokenizer(question, answer); "chat": its chat template
+    reward_max_length: int = Field(512, ge=32)  # tokens; the default model was trained at 512
+    dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"  # auto: bf16 from compute capability 8.0, fp16 below, fp32 on CPU
+
+
+class Prompts(_Frozen):
+    source: str = "Anthropic/hh-rlhf"  # file (.jsonl, .jsonl.gz, .txt) or Hub dataset
+    subsets: list[str] = ["harmless-base", "helpful-base"]  # a Hub dataset's folders, mixed in equal parts
+    split: str = "train"
+    column: str | None = None  # where the conversation stands; found by itself for the usual names
+    eval_source: str | None = None  # held-out prompts; without one, eval_count are split off the source
+    eval_count: int = Field(200, ge=0)  # prompts held out, taken before anything is generated
+    limit: int | None = Field(1500, ge=1)  # training prompts
+    max_tokens: int = Field(512, ge=16)  # of one prompt under the chat template; oldest turns are dropped first
+
+
+class Generate(_Frozen):
+    protocol: str = "single/short"  # see assets/protocols.yaml
+    constitution: str | None = None  # your own YAML; default assets/constitution.yaml
+    protocols_file: str | None = None  # your own wording; default assets/protocols.yaml
+    most_principles: int = Field(2, ge=1, le=5)  # shown to the critic for one pair
+    draft_tokens: int = Field(256, ge=8)  # new tokens at most
+    critic_tokens: int = Field(320, ge=8)
+    temperature: float = Field(0.7, ge=0)  # 0 is greedy
+    top_p: float = Field(0.95, gt=0, le=1)
+    batch_size: int = Field(32, ge=1)  # halved on out-of-memory
+
+
+class Score(_Frozen):
+    batch_size: int = Field(16, ge=1)  # halved on out-of-memory
+
+
+class Curate(_Frozen):
+    min_delta: float = Field(0.0, ge=0)  # |score difference| below which the reward model's label is noise
+    revised_wins_only: bool = False  # False: the pair's direction is what the reward model says
+    eval_fraction: float = Field(0.1, gt=0, lt=0.5)  # of the pairs, held out by prompt for the DPO eval loss
+    min_pairs: int = Field(100, ge=2)  # fewer, and training refuses
+
+
+class Train(_Frozen):
+    epochs: float = Field(3, gt=0)
+    beta: float = Field(0.1, gt=0)  # DPO temperature; higher stays nearer the reference
+    learning_rate: float = Field(5e-6, gt=0)
+    warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
+    batch_size: int = Field(2, ge=1)  # pairs on the device at once
+    accumulation: int = Field(4, ge=1)
+    max_length: int = Field(1024, ge=32)  # tokens of prompt + answer
+    every_steps: int = Field(50, ge=1)  # save and evaluate
+    log_steps: int = Field(5, ge=1)
+    gradient_checkpointing: bool = True  # a third slower, several GiB smaller
+    lora_r: int = Field(16, ge=1)  # of a fresh LoRA; a Stage-2 adapter keeps its own shape
+    lora_alpha: int = Field(32, ge=1)
+    lora_dropout: float = Field(0.05, ge=0, lt=1)
+
+    @property
+    def effective_batch(self) -> int:
+        return self.batch_size * self.accumulation
+
+
+class Evaluate(_Frozen):
+    limit: int | None = Field(None, ge=1)  # held-out prompts; None: all
+    max_tokens: int = Field(256, ge=8)  # new tokens at most
+    temperature: float = Field(0.0, ge=0)  # 0 is greedy
+    top_p: float = Field(0.95, gt=0, le=1)
+    batch_size: int = Field(32, ge=1)
+
+
+class Settings(_Frozen):
+    preset: str = "t4"
+    seed: int = 0
+    threads: int | None = Field(None, ge=1)  # torch's CPU threads; None leaves torch's choice
+    models: Models = Models()
+    prompts: Prompts = Prompts()
+    generate: Generate = Generate()
+    score: Score = Score()
+    curate: Curate = Curate()
+    train: Train = Train()
+    evaluate: Evaluate = Evaluate()
+
+
+def load_settings(preset: str = "t4", overrides: list[str] | None = None, **changes: Any) -> Settings:
+    """Settings of a preset, changed by `"train.beta=0.2"` strings and by keywords such as `seed=1`.
+
+    `preset` is a name in PRESETS or the path of a YAML file of the same form. Override values are read as YAML.
+
+    Raises:
+        CaiError: unknown preset, unknown field or a value out of range; the message names it.
+    """
+    values = _preset_values(preset)
+    values.update(changes)
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return Settings.model_validate({"preset": preset, **values})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise CaiError(
+            f"setting {name}: {first['msg']} (it was {first['input']!r})",
+            "See cai_helpers/settings.py, or the settings form of the notebook, for the fields there are.",
+        ) from error
+
+
+def _preset_values(preset: str) -> dict[str, Any]:
+    if preset in PRESETS:
+        source = resources.files("cai_helpers") / "assets" / "presets" / f"{preset}.yaml"
+    elif (source := Path(preset)).suffix not in (".yaml", ".yml") or not source.is_file():
+        raise CaiError(f"there is no preset {preset!r}", f"Use one of {', '.join(PRESETS)}, or the path of a YAML file.")
+    return yaml.safe_load(source.read_text(encoding="utf-8")) or {}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise CaiError(f"{override!r} is not of the form section.field=value", "Write, for example, train.beta=0.2")
+    *sections, field = name.strip().split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise CaiError(f"{name} goes deeper than the settings do", "Write section.field=value, as in train.beta=0.2")
+    values[field] = _read_value(text)
+
+
+def _read_value(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):  # YAML 1.1 takes "5e-6" for text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
