@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import importlib
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from cai_helpers.sampling import Sampling
 
 EMBEDDED = "embedded:"
+_HASHED_WHOLE = 256 * 1024**2  # bytes; larger weight files count by name and size
 STAGE2, STAGE3 = "stage2", "stage3"  # adapter names on the one base model, for inference
 
 
@@ -36,6 +39,7 @@ class LanguageModel:
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self._largest_batch: int | None = None  # known to fit, once memory has run out
 
     def generate(
         self, chats: list[Messages], sampling: Sampling, keys: list[str], batch_size: int
@@ -43,10 +47,16 @@ class LanguageModel:
         """Longest prompts first, so that running out of memory shows at once; the batch is halved then and stays so."""
         texts = [self.render(chat) for chat in chats]
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-        for indices, completions in in_batches(
-            order, batch_size, lambda rows: self._batch([texts[i] for i in rows], sampling, [keys[i] for i in rows])
-        ):
+        size = min(batch_size, self._largest_batch or batch_size)
+
+        def complete(rows: list[int]) -> list[Completion]:
+            return self._batch([texts[i] for i in rows], sampling, [keys[i] for i in rows])
+
+        for indices, completions in in_batches(order, size, complete, self._remember_batch):
             yield from zip(indices, completions, strict=True)
+
+    def _remember_batch(self, size: int) -> None:
+        self._largest_batch = size
 
     def render(self, chat: Messages) -> str:
         return self.tokenizer.apply_chat_template(fold_system(chat), tokenize=False, add_generation_prompt=True)
@@ -87,7 +97,10 @@ class LanguageModel:
 
 
 def in_batches(
-    indices: list[int], batch_size: int, work: Callable[[list[int]], list]
+    indices: list[int],
+    batch_size: int,
+    work: Callable[[list[int]], list],
+    on_halved: Callable[[int], None] = lambda size: None,
 ) -> Iterator[tuple[list[int], list]]:
     """Yield (indices, work(indices)) in batches; on out-of-memory halve the batch, keep it so, and go on.
 
@@ -110,6 +123,7 @@ def in_batches(
                     "Lower prompts.max_tokens, restart the runtime so that nothing else holds memory, or take a larger card.",
                 )
             batch_size = len(rows) // 2
+            on_halved(batch_size)
             release_memory()
             continue
         yield rows, result
@@ -143,6 +157,18 @@ def locate(name: str) -> str:
     if not name.startswith(EMBEDDED):
         return name
     return str(resources.files("cai_helpers") / "assets" / "tiny" / name.removeprefix(EMBEDDED))
+
+
+def identity(name: str | None) -> str | None:
+    """What `name` stands for: a Hub id as it is; a folder by the hash of its files, so that retraining shows."""
+    if name is None or not (folder := Path(locate(name))).is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.rglob("*") if item.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
+        if file.stat().st_size < _HASHED_WHOLE:
+            digest.update(file.read_bytes())
+    return f"{name} ({digest.hexdigest()[:12]})"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -211,7 +237,7 @@ def from_hub(load: Callable, name: str):
 
     try:
         return load()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, _transport_error()) as error:
         chain = [error, error.__cause__, error.__context__]
         if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
             raise CaiError(
@@ -220,9 +246,17 @@ def from_hub(load: Callable, name: str):
             ) from error
         if any(isinstance(link, RepositoryNotFoundError) for link in chain):
             raise CaiError(f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN.") from error
-        if isinstance(error, OSError) or any(isinstance(link, HfHubHTTPError) for link in chain):
+        if not isinstance(error, ValueError) or any(isinstance(link, HfHubHTTPError) for link in chain):
             raise CaiError(
                 f"{name} could not be loaded: {str(error).splitlines()[0]}",
-                "Check the name or path and the connection; `cai doctor` looks at both.",
+                "Check the name or path, and that this machine reaches the Hub.",
             ) from error
         raise
+
+
+def _transport_error() -> type[Exception]:
+    """The connection error of the HTTP library that huggingface_hub uses: httpx, or httpx2 from its version 2 on."""
+    from huggingface_hub import get_session
+
+    library = type(get_session()).__module__.partition(".")[0]
+    return importlib.import_module(library).TransportError

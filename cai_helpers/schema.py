@@ -48,6 +48,10 @@ class StageReport(Record):
     def lines(self) -> list[tuple[str, str]]:
         raise NotImplementedError
 
+    def summary(self) -> list[tuple[str, str]]:
+        """The few lines of it that belong into the table of the whole run."""
+        return self.lines()
+
 
 class Prompt(Record):
     """One conversation that ends on a user turn, with all its earlier turns."""
@@ -80,6 +84,7 @@ class Completion(Record):
 class Trace(Record):
     """Everything the language model said about one prompt."""
 
+    id: str  # the prompt's
     prompt: Prompt
     draft: str
     draft_finish: Literal["stop", "length"]
@@ -92,13 +97,13 @@ class Trace(Record):
     reason: str  # one sentence: why this outcome
     tokens: int  # generated for this row, all calls together
 
-    @property
-    def id(self) -> str:
-        return self.prompt.id
-
 
 class ScoredPair(Record):
-    """A trace with both reward scores; the first eight columns are the ones the method's users have on disk."""
+    """A trace with both reward scores; the first eight columns are the ones the method's users have on disk.
+
+    A failed revision (any outcome but "revised" and "kept") has no revised_score and no chosen side: the fallback to
+    the draft is there to be read, never to be taken for a verdict.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # files from elsewhere may carry columns of their own
 
@@ -106,8 +111,8 @@ class ScoredPair(Record):
     base_response: str
     revised_response: str
     base_score: float
-    revised_score: float
-    chosen: Side
+    revised_score: float | None
+    chosen: Side | None
     critic_notes: str = ""
     principle_ids: list[str] = Field(default_factory=list)
 
@@ -117,6 +122,7 @@ class ScoredPair(Record):
     source: str = "unknown"
     outcome: Outcome | Literal["unknown"] = "unknown"  # "unknown": a file from elsewhere that does not say
     reason: str = ""
+    base_finish: Literal["stop", "length"] | None = None  # "length": the draft was cut off at the token limit
 
     @model_validator(mode="before")
     @classmethod
@@ -130,9 +136,9 @@ class ScoredPair(Record):
         return row
 
     @property
-    def delta(self) -> float:
-        """Reward of the revision minus reward of the draft."""
-        return self.revised_score - self.base_score
+    def delta(self) -> float | None:
+        """Reward of the revision minus reward of the draft; None where there is no usable revision."""
+        return None if self.revised_score is None else self.revised_score - self.base_score
 
     @property
     def identical(self) -> bool:

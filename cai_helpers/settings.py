@@ -105,7 +105,7 @@ class Settings(_Frozen):
 def load_settings(preset: str = "t4", overrides: list[str] | None = None, **changes: Any) -> Settings:
     """Settings of a preset, changed by `"train.beta=0.2"` strings and by keywords such as `seed=1`.
 
-    `preset` is a name in PRESETS or the path of a YAML file of the same form. Override values are read as YAML.
+    `preset` is a name in PRESETS or the path of a YAML or JSON file of the same form (a workspace's settings.json). Override values are read as YAML.
 
     Raises:
         CaiError: unknown preset, unknown field or a value out of range; the message names it.
@@ -128,7 +128,7 @@ def load_settings(preset: str = "t4", overrides: list[str] | None = None, **chan
 def _preset_values(preset: str) -> dict[str, Any]:
     if preset in PRESETS:
         source = resources.files("cai_helpers") / "assets" / "presets" / f"{preset}.yaml"
-    elif (source := Path(preset)).suffix not in (".yaml", ".yml") or not source.is_file():
+    elif (source := Path(preset)).suffix not in (".yaml", ".yml", ".json") or not source.is_file():
         raise CaiError(f"there is no preset {preset!r}", f"Use one of {', '.join(PRESETS)}, or the path of a YAML file.")
     return yaml.safe_load(source.read_text(encoding="utf-8")) or {}
 

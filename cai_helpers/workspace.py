@@ -62,6 +62,7 @@ class Workspace:
         self.reports = self.root / "reports"
         self.evaluation_dir = self.root / "evaluation"
         self.export_dir = self.root / "export"
+        self.settings_file = self.root / "settings.json"
         self._manifests = self.root / "manifests"
 
     def say(self, stage: str, message: str) -> None:
@@ -70,6 +71,10 @@ class Workspace:
         self.logs.mkdir(parents=True, exist_ok=True)
         with (self.logs / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {stage}: {message}\n")
+
+    def save_settings(self, settings: BaseModel) -> None:
+        """Keep the settings beside the results, so that the next notebook or command needs none."""
+        write_json(self.settings_file, settings.model_dump(mode="json"))
 
     def manifest(self, stage: str) -> Manifest | None:
         path = self._manifests / f"{stage}.json"

@@ -1,0 +1,68 @@
+"""The whole of Stage 3 on one page: the stages in order. Each is a no-op when it is complete and unchanged."""
+
+from __future__ import annotations
+
+from cai_helpers.errors import NotEnoughPairs
+from cai_helpers.report import write_run_report
+from cai_helpers.schema import StageReport
+from cai_helpers.settings import Settings
+from cai_helpers.stages.analyze import AnalyzeReport, analyze_pairs
+from cai_helpers.stages.curate import CurateReport, curate_pairs
+from cai_helpers.stages.download import download_models
+from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models
+from cai_helpers.stages.export import ExportReport, export_artifacts
+from cai_helpers.stages.generate import GenerateReport, generate_pairs
+from cai_helpers.stages.score import ScoreReport, score_pairs
+from cai_helpers.stages.train import TrainReport, train_dpo
+from cai_helpers.workspace import Workspace
+
+
+class RunReport(StageReport):
+    """What happened, in the order it happened. Stages that were not reached are None."""
+
+    workspace: str
+    page: str
+    generate: GenerateReport
+    score: ScoreReport
+    curate: CurateReport
+    analyze: AnalyzeReport
+    train: TrainReport | None = None
+    evaluate: EvaluateReport | None = None
+    export: ExportReport | None = None
+    stopped: str | None = None  # why training refused
+
+    def title(self) -> str:
+        return "What happened"
+
+    def lines(self) -> list[tuple[str, str]]:
+        reports = [self.generate, self.score, self.curate, self.train, self.evaluate]
+        rows = [line for report in reports if report is not None for line in report.summary()]
+        if self.stopped:
+            rows.append(("stopped before training", self.stopped))
+        return rows
+
+
+def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
+    """Run every stage and write reports/report.html.
+
+    Too few usable pairs is an ending, not a crash: the report and the zip are written, `stopped` says why, and
+    nothing is trained.
+    """
+    workspace.save_settings(settings)
+    download_models(settings, workspace)
+    reports = {
+        "generate": generate_pairs(settings, workspace),
+        "score": score_pairs(settings, workspace),
+        "curate": curate_pairs(settings, workspace),
+        "analyze": analyze_pairs(settings, workspace),
+    }
+    stopped = None
+    try:
+        reports["train"] = train_dpo(settings, workspace)
+        reports["evaluate"] = evaluate_models(settings, workspace)
+    except NotEnoughPairs as refusal:
+        stopped = f"{refusal.what} {refusal.todo}"
+        workspace.say("train", stopped)
+    page = write_run_report(settings, workspace, stopped)
+    reports["export"] = export_artifacts(settings, workspace)
+    return RunReport(workspace=str(workspace.root), page=str(page), stopped=stopped, **reports)
