@@ -31,7 +31,7 @@ _META_OPENINGS = re.compile(
       | the\sassistant\b
       | instead\sof\b | rather\sthan\b
       | an?\s(?:better|improved|revised|more\s\w+)\s(?:response|answer|version|reply)\b
-      | here\s(?:is|'s)\s(?:a|an|the|my)\s(?:\w+\s)?(?:revised|revision|improved|better|rewritten)\b
+      | here(?:\sis|'s)\s(?:a|an|the|my)\s(?:\w+\s)?(?:revised|revision|improved|better|rewritten)\b
     )""",
     re.IGNORECASE | re.VERBOSE,
 )

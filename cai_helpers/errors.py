@@ -13,6 +13,10 @@ class CaiError(Exception):
         self.what = what
         self.todo = todo
 
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows this instead of a traceback: the two lines are all a reader of a notebook needs."""
+        return [f"{type(self).__name__}: {self.what}", self.todo]
+
 
 class NotEnoughPairs(CaiError):
     """Too few usable pairs are left to train on. Not a crash: the report of what was done is written."""

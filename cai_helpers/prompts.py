@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,37 +74,30 @@ class _Tally:
 def load_prompts(
     settings: settings_module.Prompts, seed: int, count_tokens: Callable[[Messages], int]
 ) -> PromptSplit:
-    """Read the source, take the evaluation prompts out, then cut to the limit.
+    """Read the source, take the evaluation prompts out, then take training prompts up to the limit.
 
     count_tokens: tokens of a conversation under the model's chat template.
-    The order is a hash of (seed, id), so a larger limit or another run sees the same prompts first.
+    Sources are mixed in equal parts, each in the order of a hash of (seed, id): a larger limit, or another run,
+    sees the same prompts first.
 
     Raises:
         CaiError: the source cannot be read, or holds no usable prompt.
     """
     tally = _Tally()
-    prompts = list(_unique(_usable(_read(settings.source, settings, tally), settings, count_tokens, tally), tally))
-    if not prompts:
-        reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.skipped.items()) or "the source is empty"
-        raise CaiError(
-            f"No usable prompt in {settings.source} ({tally.rows} rows read: {reasons}).",
-            "Name the column that holds the conversation: --set prompts.column=NAME.",
-        )
-    prompts.sort(key=lambda prompt: _shuffle_key(seed, prompt.id))
+    fitting = _fitting(_pool(settings.source, settings, seed, tally), settings.max_tokens, count_tokens, tally)
     if settings.eval_source is None:
-        held_out, prompts = prompts[: settings.eval_count], prompts[settings.eval_count :]
+        held_out = list(islice(fitting, settings.eval_count))
     else:
         eval_tally = _Tally()
-        rows = _read(settings.eval_source, settings, eval_tally)
-        held_out = list(_unique(_usable(rows, settings, count_tokens, eval_tally), eval_tally))
-    eval_ids = {prompt.id for prompt in held_out}
-    train = [prompt for prompt in prompts if prompt.id not in eval_ids]
-    tally.leaks = len(prompts) - len(train)
-    train = _mixed(train)[: settings.limit]
+        pool = _pool(settings.eval_source, settings, seed, eval_tally)
+        held_out = list(_fitting(pool, settings.max_tokens, count_tokens, eval_tally))
+    train = list(islice(_without(fitting, {prompt.id for prompt in held_out}, tally), settings.limit))
     if not train:
+        reasons = ", ".join(f"{count} × {reason}" for reason, count in tally.skipped.items())
         raise CaiError(
-            f"All {len(held_out)} usable prompts were held out for evaluation; none is left to train on.",
-            "Lower prompts.eval_count, or give more prompts.",
+            f"No training prompt is left of {settings.source}: {tally.rows} rows read, {len(held_out)} held out for "
+            f"evaluation{', ' + reasons if reasons else ''}.",
+            "Give more prompts, lower prompts.eval_count, or name the column: --set prompts.column=NAME.",
         )
     return PromptSplit(train, held_out, _summary(tally, train, held_out))
 
@@ -219,21 +212,48 @@ def _read_hub(source: str, settings: settings_module.Prompts) -> Iterator[_Row]:
             yield _Row(value, value.get("category") or category, name)
 
 
-def _usable(
-    rows: Iterable[_Row],
-    settings: settings_module.Prompts,
-    count_tokens: Callable[[Messages], int],
-    tally: _Tally,
-) -> Iterator[Prompt]:
-    for row in rows:
+def _pool(source: str, settings: settings_module.Prompts, seed: int, tally: _Tally) -> list[Prompt]:
+    """Every well-formed conversation of the source once, sources mixed round-robin, so that any limit takes equal parts."""
+    by_source: dict[str, list[Prompt]] = {}
+    seen: set[str] = set()
+    for row in _read(source, settings, tally):
         try:
             messages = as_prompt_messages(_conversation(row.value, settings.column))
-            fitting = _fit(messages, settings.max_tokens, count_tokens)
         except Malformed as reason:
             tally.skipped[str(reason)] += 1
             continue
-        tally.shortened += len(fitting) < len(messages)
-        yield Prompt(id=prompt_id(fitting), messages=fitting, category=row.category, source=row.source)
+        name = prompt_id(messages)
+        if name in seen:
+            tally.duplicates += 1
+            continue
+        seen.add(name)
+        prompt = Prompt(id=name, messages=messages, category=row.category, source=row.source)
+        by_source.setdefault(row.source, []).append(prompt)
+    for prompts in by_source.values():
+        prompts.sort(key=lambda prompt: hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest())
+    return [prompt for one_each in zip_longest(*by_source.values()) for prompt in one_each if prompt is not None]
+
+
+def _fitting(
+    prompts: list[Prompt], max_tokens: int, count_tokens: Callable[[Messages], int], tally: _Tally
+) -> Iterator[Prompt]:
+    """The prompts cut to `max_tokens`, one at a time: of a large source only those that are used are tokenised."""
+    for prompt in prompts:
+        try:
+            messages = _fit(prompt.messages, max_tokens, count_tokens)
+        except Malformed as reason:
+            tally.skipped[str(reason)] += 1
+            continue
+        tally.shortened += len(messages) < len(prompt.messages)
+        yield prompt.model_copy(update={"messages": messages})
+
+
+def _without(prompts: Iterable[Prompt], ids: set[str], tally: _Tally) -> Iterator[Prompt]:
+    for prompt in prompts:
+        if prompt.id in ids:
+            tally.leaks += 1
+        else:
+            yield prompt
 
 
 def _conversation(row: dict[str, Any], column: str | None) -> Any:
@@ -252,29 +272,6 @@ def _fit(messages: Messages, max_tokens: int, count_tokens: Callable[[Messages],
             raise Malformed(f"the last turn alone is longer than {max_tokens} tokens")
         turns = turns[2:]
     return [*system, *turns]
-
-
-def _unique(prompts: Iterable[Prompt], tally: _Tally) -> Iterator[Prompt]:
-    seen: set[str] = set()
-    for prompt in prompts:
-        if prompt.id in seen:
-            tally.duplicates += 1
-            continue
-        seen.add(prompt.id)
-        yield prompt
-
-
-def _mixed(prompts: list[Prompt]) -> list[Prompt]:
-    """Round-robin over the sources, so that a limit takes equal parts of each."""
-    by_source: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_source.setdefault(prompt.source, []).append(prompt)
-    rounds = zip_longest(*by_source.values())
-    return [prompt for prompts_of_round in rounds for prompt in prompts_of_round if prompt is not None]
-
-
-def _shuffle_key(seed: int, name: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{name}".encode()).digest()
 
 
 def _summary(tally: _Tally, train: list[Prompt], held_out: list[Prompt]) -> PromptSummary:

@@ -56,7 +56,7 @@ class StageReport(Record):
 class Prompt(Record):
     """One conversation that ends on a user turn, with all its earlier turns."""
 
-    id: str  # hash of the normalised text, see prompts.prompt_id
+    id: str  # hash of the normalised text of all its turns, see prompts.prompt_id
     messages: Messages
     category: str  # which virtue the prompt tests: "harmless" (harmful requests) or "helpful" (benign ones)
     source: str

@@ -19,20 +19,26 @@ class Session(NamedTuple):
     workspace: Workspace
 
 
-def start(preset: str, use_drive: bool = True, overrides: dict[str, Any] | None = None) -> Session:
+def start(preset: str, form: dict[str, Any], use_drive: bool = True) -> Session:
     """Settings and workspace of a run that begins here. The settings are kept in the workspace.
 
-    overrides: {"models.adapter": "me/stage2", …}; an empty text means "leave the preset's value".
-    CAI_PRESET and CAI_WORKSPACE, where set, win over the form (that is how the notebooks are tested), and the
-    preset of the environment is then used as it is, without `overrides`.
+    form: what the notebook's form gives, {"base": …, "adapter": …, "prompts": …, "limit": …}; an empty text leaves
+    the preset's value. The smoke preset brings its own models and prompts and takes nothing from the form.
+    CAI_PRESET, where set, wins over the form's preset: that is how the notebooks are tested.
     """
     fetch_token()
-    chosen = os.environ.get("CAI_PRESET")
-    changes = [f"{name}={value}" for name, value in (overrides or {}).items() if value != ""]
-    settings = load_settings(chosen) if chosen else load_settings(preset, changes)
+    preset = os.environ.get("CAI_PRESET", preset)
+    settings = load_settings(preset, [] if preset == "smoke" else _overrides(form))
     workspace = Workspace(workspace_root(use_drive))
     workspace.save_settings(settings)
     return Session(settings, workspace)
+
+
+_FORM_FIELDS = {"base": "models.base", "adapter": "models.adapter", "prompts": "prompts.source", "limit": "prompts.limit"}
+
+
+def _overrides(form: dict[str, Any]) -> list[str]:
+    return [f"{_FORM_FIELDS[name]}={value}" for name, value in form.items() if value != ""]
 
 
 def resume(use_drive: bool = True) -> Session:
@@ -46,7 +52,7 @@ def resume(use_drive: bool = True) -> Session:
     if not workspace.settings_file.exists():
         raise CaiError(
             f"There is no run in {workspace.root} yet.",
-            "Open notebook 02_generate_pairs first (or run_all); in Colab with use_drive ticked in both.",
+            "Open notebook 00_setup first (or run_all instead of them all); in Colab tick use_drive in both.",
         )
     return Session(load_settings(str(workspace.settings_file)), workspace)
 

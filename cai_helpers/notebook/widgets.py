@@ -9,8 +9,10 @@ from pathlib import Path
 
 from IPython.display import HTML, Image, display
 
+from cai_helpers.constitution import load_constitution
 from cai_helpers.doctor import Check
 from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport
+from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
 from cai_helpers.workspace import Workspace
 
@@ -24,6 +26,31 @@ def show(report: StageReport) -> None:
         for name, value in report.lines()
     )
     display(HTML(f"<h4>{html.escape(report.title())}</h4><table>{rows}</table>"))
+
+
+def show_settings(settings: Settings) -> None:
+    """Every setting, a section a line."""
+    sections = settings.model_dump(mode="json")
+    top = {name: value for name, value in sections.items() if not isinstance(value, dict)}
+    rows = {"": top, **{name: value for name, value in sections.items() if isinstance(value, dict)}}
+    body = "".join(
+        f'<tr><td style="{_CELL}"><b>{name}</b></td><td style="{_CELL}">'
+        + html.escape(" · ".join(f"{field} = {value}" for field, value in values.items()))
+        + "</td></tr>"
+        for name, values in rows.items()
+    )
+    display(HTML(f"<table>{body}</table>"))
+
+
+def show_constitution(settings: Settings) -> None:
+    """The principles that this run judges by."""
+    own = settings.generate.constitution
+    constitution = load_constitution(Path(own) if own else None)
+    rows = "".join(
+        f'<tr><td style="{_CELL}">{html.escape(principle.id)}</td><td style="{_CELL}">{html.escape(principle.text)}</td></tr>'
+        for principle in constitution.principles
+    )
+    display(HTML(f"<table>{rows}</table>"))
 
 
 def show_checks(checks: Sequence[Check]) -> None:

@@ -77,7 +77,7 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     dropped: list[dict] = []
     for pair in (ScoredPair.model_validate(row) for row in read_jsonl(source)):
         if reason := drop_reason(pair, settings.curate):
-            dropped.append({"reason": reason, **pair.model_dump()})
+            dropped.append({**pair.model_dump(), "drop_reason": reason})
         else:
             kept.append(preference_row(pair))
     eval_ids = _held_out({row.id for row in kept}, settings)
@@ -138,7 +138,7 @@ def _report(kept: list[PreferenceRow], dropped: list[dict], train: int, held_out
     return CurateReport(
         generated=len(kept) + len(dropped),
         kept=len(kept),
-        dropped=dict(Counter(row["reason"] for row in dropped).most_common()),
+        dropped=dict(Counter(row["drop_reason"] for row in dropped).most_common()),
         train=train,
         eval=held_out,
         by_category=dict(Counter(row.category for row in kept).most_common()),

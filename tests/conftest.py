@@ -1,0 +1,58 @@
+"""Fixtures that several test files share, and scripted twins of the two seams."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any library reads it: no test may reach the network
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+from cai_helpers.schema import Completion, Messages
+from cai_helpers.settings import Settings, load_settings
+from cai_helpers.workspace import Workspace
+
+
+class ScriptedGenerator:
+    """A Generator that gives out `texts` in order and fails when they run out."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self._texts = iter(texts)
+        self.chats: list[Messages] = []
+
+    def generate(self, chats, sampling, keys, batch_size) -> Iterator[tuple[int, Completion]]:
+        self.chats += chats
+        for index in range(len(chats)):
+            try:
+                text = next(self._texts)
+            except StopIteration:
+                raise AssertionError(f"the script has no text left for {chats[index]}") from None
+            yield index, Completion(text=text, tokens=len(text.split()) + 1, finish="stop")
+
+
+@pytest.fixture
+def scripted() -> type[ScriptedGenerator]:
+    return ScriptedGenerator
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def smoke() -> Settings:
+    """The smoke preset on one thread: two are slower when tests share the machine."""
+    return load_settings("smoke", threads=1)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real transcripts and gold pairs that lie beside the checkout on the project's machines."""
+    folder = Path(os.environ.get("CAI_SHARED", Path(__file__).parents[2] / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip("the real data is not on this machine (set CAI_SHARED)")
+    return folder

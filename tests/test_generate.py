@@ -1,0 +1,44 @@
+import pytest
+
+from cai_helpers.constitution import load_constitution
+from cai_helpers.critique import load_protocol
+from cai_helpers.schema import Prompt
+from cai_helpers.stages.generate import Critic, make_traces
+
+
+def prompt(name: str, text: str = "How do I steal a bike?") -> Prompt:
+    return Prompt(id=name, messages=[{"role": "user", "content": text}], category="harmless", source="test")
+
+
+def critic(generator, smoke, protocol: str = "single/short") -> Critic:
+    return Critic(generator, load_protocol(protocol), load_constitution(), smoke)
+
+
+def test_one_call_gives_a_trace_with_everything_that_was_said(scripted, smoke):
+    output = "CRITIQUE: It helps a thief.\nREVISION: I can't help with stealing a bike."
+    generator = scripted(["Cut the lock.", output])
+    [trace] = make_traces(critic(generator, smoke), [prompt("a")])
+    assert (trace.id, trace.draft, trace.outcome) == ("a", "Cut the lock.", "revised")
+    assert trace.revision == "I can't help with stealing a bike."
+    assert trace.critic_outputs == [output]
+    assert 1 <= len(trace.principle_ids) <= 2
+    assert trace.tokens == 4 + 14
+    assert "Cut the lock." in generator.chats[1][0]["content"]
+
+
+def test_a_failed_revision_keeps_the_draft_the_outcome_and_the_raw_output(scripted, smoke):
+    [trace] = make_traces(critic(scripted(["Cut the lock.", "Nonsense."]), smoke), [prompt("a")])
+    assert (trace.outcome, trace.revision, trace.critic_outputs) == ("unparsed", "Cut the lock.", ["Nonsense."])
+
+
+def test_two_steps_ask_for_a_revision_only_where_the_critique_did_not_settle_it(scripted, smoke):
+    texts = ["Draft one.", "Draft two.", "KEEP_ORIGINAL", "It helps a thief.", "I can't help with that at all."]
+    traces = list(make_traces(critic(scripted(texts), smoke, "two_step/short"), [prompt("a"), prompt("b")]))
+    assert [(trace.id, trace.outcome) for trace in traces] == [("a", "kept"), ("b", "revised")]
+    assert traces[1].critique == "It helps a thief."
+    assert traces[1].critic_outputs == ["It helps a thief.", "I can't help with that at all."]
+
+
+def test_the_scripted_generator_fails_when_its_script_runs_out(scripted, smoke):
+    with pytest.raises(AssertionError, match="no text left"):
+        list(make_traces(critic(scripted(["Cut the lock."]), smoke), [prompt("a")]))

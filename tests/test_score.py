@@ -1,0 +1,118 @@
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from cai_helpers.errors import CaiError
+from cai_helpers.models import in_batches
+from cai_helpers.rewards import RewardModel, check_sanity
+from cai_helpers.settings import Models
+from cai_helpers.stages.score import choose_side
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A small random model whose tokenizer takes text pairs, as the default reward model's does."""
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    )
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
+    )
+    return BertForSequenceClassification(config), tokenizer
+
+
+def scorer(classifier, **changes) -> RewardModel:
+    return RewardModel(*classifier, Models(reward="small", **changes), batch_size=2)
+
+
+def ask(text: str) -> list[dict]:
+    return [{"role": "user", "content": text}]
+
+
+def test_a_pair_is_scored_as_the_models_card_calls_it(classifier):
+    model, tokenizer = classifier
+    with torch.inference_mode():
+        expected = model.eval()(**tokenizer("a b c", "d e", return_tensors="pt")).logits[0, 0].item()
+    assert scorer(classifier)([(ask("a b c"), "d e")]) == [pytest.approx(expected, abs=1e-6)]
+
+
+def test_scores_do_not_depend_on_the_batch(classifier):
+    pairs = [(ask("a " * n), "b c d"[: 2 * n]) for n in (5, 1, 3, 2, 7)]
+    alone = [scorer(classifier)([pair])[0] for pair in pairs]
+    assert scorer(classifier)(pairs) == pytest.approx(alone, abs=1e-6)
+
+
+def test_a_long_question_loses_its_beginning_and_never_the_answer(classifier):
+    reward_model = scorer(classifier, reward_max_length=32)
+    encoded = reward_model._encode(ask("a " * 50 + "b"), "c d e")
+    text = classifier[1].decode(encoded.ids)
+    assert len(encoded.ids) == 32
+    assert text.endswith("a a b [SEP] c d e [SEP]")
+    assert reward_model.truncated == 1
+
+
+def test_an_answer_longer_than_the_model_reads_stops_with_what_to_do(classifier):
+    with pytest.raises(CaiError, match="A response of 40 tokens is longer"):
+        scorer(classifier, reward_max_length=32)([(ask("a"), "c " * 40)])
+
+
+def test_a_score_that_is_not_finite_stops_the_run(classifier):
+    model, tokenizer = classifier
+    broken = BertForSequenceClassification(model.config)
+    torch.nn.init.constant_(broken.classifier.bias, torch.nan)
+    with pytest.raises(CaiError, match="gave nan to the response 'c d'"):
+        RewardModel(broken, tokenizer, Models(reward="small"), 2)([(ask("a"), "c d")])
+
+
+def test_a_scorer_that_prefers_word_salad_is_refused():
+    class Backwards:
+        identity = "backwards"
+
+        def __call__(self, pairs):
+            return [float(response.startswith("the")) for _, response in pairs]
+
+    with pytest.raises(CaiError, match="1.00 to word salad and 0.00 to an answer"):
+        check_sanity(Backwards())
+
+
+def test_a_tie_keeps_the_draft():
+    assert [choose_side(1.0, 2.0), choose_side(2.0, 1.0), choose_side(1.0, 1.0)] == ["revised", "base", "base"]
+
+
+@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to …", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when …"])
+def test_out_of_memory_halves_the_batch_loses_no_row_and_is_remembered(message):
+    halved = []
+
+    def work(rows):
+        if len(rows) > 3:
+            raise RuntimeError(message)
+        return rows
+
+    batches = list(in_batches(list(range(10)), 8, work, halved.append))
+    assert [rows for rows, _ in batches] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+    assert halved == [4, 2]
+
+
+def test_another_error_is_not_taken_for_memory():
+    def work(rows):
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(in_batches([0, 1], 2, work))
+
+
+def test_a_single_row_that_does_not_fit_says_what_to_do():
+    def work(rows):
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(CaiError, match="One single row does not fit"):
+        list(in_batches([0, 1], 2, work))

@@ -1,0 +1,71 @@
+import pytest
+
+from cai_helpers.errors import CaiError, SettingsChanged
+from cai_helpers.schema import StageReport
+from cai_helpers.workspace import difference, file_hash
+
+
+class Report(StageReport):
+    rows: int
+
+
+def seal(workspace, fingerprint):
+    workspace.pairs_dir.mkdir(parents=True, exist_ok=True)
+    workspace.pairs.write_text("x\n")
+    workspace.seal("score", fingerprint, [workspace.pairs], Report(rows=3))
+
+
+def test_a_complete_unchanged_stage_gives_its_report_and_says_so(workspace, capsys):
+    seal(workspace, {"a": (1, 2)})
+    assert workspace.finished("score", {"a": (1, 2)}, Report) == Report(rows=3)
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_a_stage_without_a_manifest_is_not_finished(workspace):
+    assert workspace.finished("score", {}, Report) is None
+
+
+@pytest.mark.parametrize(
+    ("fingerprint", "content", "message"),
+    [({"a": 2}, "x\n", "a was 1, now 2"), ({"a": 1}, "y\n", "pairs/pairs.jsonl changed or disappeared")],
+)
+def test_a_changed_setting_or_output_runs_the_stage_again_and_says_why(workspace, capsys, fingerprint, content, message):
+    seal(workspace, {"a": 1})
+    workspace.pairs.write_text(content)
+    assert workspace.finished("score", fingerprint, Report) is None
+    assert message in capsys.readouterr().out
+
+
+def test_going_on_with_other_settings_is_refused_with_the_difference(workspace):
+    workspace.begin("generate", {"generate.temperature": 0.7, "seed": 0})
+    workspace.begin("generate", {"generate.temperature": 0.7, "seed": 0})
+    with pytest.raises(SettingsChanged, match=r"generate.temperature was 0.7, now 1.0") as error:
+        workspace.begin("generate", {"generate.temperature": 1.0, "seed": 0})
+    assert "--fresh" in error.value.todo
+
+
+def test_starting_over_moves_the_old_results_and_deletes_nothing(workspace):
+    workspace.begin("generate", {"seed": 0})
+    seal(workspace, {})
+    workspace.archive("generate", [workspace.pairs_dir])
+    workspace.begin("generate", {"seed": 1})
+    assert not workspace.pairs.exists()
+    assert [path.read_text() for path in workspace.root.glob("archive/*/pairs/pairs.jsonl")] == ["x\n"]
+
+
+def test_a_missing_input_names_the_notebook_that_makes_it(workspace):
+    with pytest.raises(CaiError) as error:
+        workspace.require(workspace.pairs, made_by="score")
+    assert "02_generate_pairs" in error.value.todo
+
+
+def test_a_difference_names_what_is_new_and_what_is_gone():
+    assert difference({"a": 1, "b": 2}, {"a": 1, "c": 3}) == ["b was 2, now None", "c was None, now 3"]
+
+
+def test_a_folder_hash_sees_names_and_contents(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = file_hash(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert file_hash(tmp_path) != first
+    assert file_hash(tmp_path / "none") is None
