@@ -31,16 +31,22 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Move this stage's earlier 
 def _common(
     preset: Annotated[
         str | None,
-        typer.Option(help="smoke (embedded models, CPU), t4, a100, or a YAML file. Default: what the workspace was made with, else t4."),
+        typer.Option(
+            help="smoke (embedded models, CPU), t4, a100, or a YAML file. Default: what the workspace was made with, else t4."
+        ),
     ] = None,
     workspace: Annotated[Path, typer.Option(help="Folder of the run; everything is written below it.")] = DEFAULT_ROOT,
     prompts: Annotated[
         str | None,
-        typer.Option(help="A .jsonl, .jsonl.gz or .txt file, or a Hub dataset. The evaluation prompts are split off it."),
+        typer.Option(
+            help="A .jsonl, .jsonl.gz or .txt file, or a Hub dataset. The evaluation prompts are split off it."
+        ),
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Training prompts to use at most.")] = None,
     model: Annotated[str | None, typer.Option(help="Base model: Hub id or folder.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Your Stage-2 LoRA: Hub id or folder; 'none' for no adapter.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="Your Stage-2 LoRA: Hub id or folder; 'none' for no adapter.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of everything.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set train.beta=0.2. Repeatable.")
@@ -146,7 +152,9 @@ def score(settings: Settings, workspace: Workspace) -> StageReport:
 def curate(
     settings: Settings,
     workspace: Workspace,
-    pairs: Annotated[Path | None, typer.Option(exists=True, help="A pairs file from elsewhere; eight columns suffice.")] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(exists=True, help="A pairs file from elsewhere; eight columns suffice.")
+    ] = None,
 ) -> StageReport:
     """Filter the pairs, with reasons: dpo_dataset/."""
     from cai_helpers.stages.curate import curate_pairs

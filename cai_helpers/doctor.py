@@ -49,7 +49,14 @@ def _libraries() -> list[Check]:
     checks = []
     for name, version in library_versions().items():
         if version == "missing":
-            checks.append(Check(name, False, "missing", 'Install it: pip install -r requirements.txt (Colab: pip install --no-deps "trl==1.16.0").'))
+            checks.append(
+                Check(
+                    name,
+                    False,
+                    "missing",
+                    'Install it: pip install -r requirements.txt (Colab: pip install --no-deps "trl==1.16.0").',
+                )
+            )
             continue
         least = _LEAST.get(name, (0,))
         recent = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit()) >= least
@@ -65,7 +72,9 @@ def _accelerator(settings: Settings, embedded: bool) -> Check:
     machine = this_machine()
     precision = choose_dtype(settings.models.dtype, machine)
     if machine.device == "cpu":
-        return Check("GPU", embedded, f"none, {precision} on {machine.name}", "In Colab: Runtime → Change runtime type → T4 GPU.")
+        return Check(
+            "GPU", embedded, f"none, {precision} on {machine.name}", "In Colab: Runtime → Change runtime type → T4 GPU."
+        )
     found = f"{machine.gpus} × {machine.name}, {machine.memory / GIB:.1f} GiB, {precision}"
     return Check("GPU", embedded or machine.memory >= _GPU_NEEDED, found, "Gemma-2b needs a card of 16 GB.")
 
@@ -78,14 +87,24 @@ def _memory() -> Check:
 def _disk(workspace: Workspace, embedded: bool) -> Check:
     free = free_disk(workspace.root.absolute())
     needed = GIB if embedded else _DISK_NEEDED
-    return Check("disk", free >= needed, f"{free / GIB:.0f} GiB free", f"{needed / GIB:.0f} GiB are needed; free some, or give another --workspace.")
+    return Check(
+        "disk",
+        free >= needed,
+        f"{free / GIB:.0f} GiB free",
+        f"{needed / GIB:.0f} GiB are needed; free some, or give another --workspace.",
+    )
 
 
 def _token() -> Check:
     from huggingface_hub import get_token
 
     found = get_token() is not None
-    return Check("Hub token", found, "set" if found else "none", "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one.")
+    return Check(
+        "Hub token",
+        found,
+        "set" if found else "none",
+        "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one.",
+    )
 
 
 def _access(name: str, remote: bool) -> Check:

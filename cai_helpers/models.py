@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import importlib
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -236,7 +237,10 @@ def from_hub(load: Callable, name: str):
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        return load()
+        with warnings.catch_warnings():
+            # transformers warns of a name that peft still uses; the user can do nothing about it
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            return load()
     except (OSError, ValueError, _transport_error()) as error:
         chain = [error, error.__cause__, error.__context__]
         if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
@@ -245,7 +249,9 @@ def from_hub(load: Callable, name: str):
                 f"Open https://huggingface.co/{name}, accept, and set HF_TOKEN to a token of that account.",
             ) from error
         if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-            raise CaiError(f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN.") from error
+            raise CaiError(
+                f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN."
+            ) from error
         if not isinstance(error, ValueError) or any(isinstance(link, HfHubHTTPError) for link in chain):
             raise CaiError(
                 f"{name} could not be loaded: {str(error).splitlines()[0]}",

@@ -71,9 +71,7 @@ class _Tally:
         self.skipped: Counter[str] = Counter()
 
 
-def load_prompts(
-    settings: settings_module.Prompts, seed: int, count_tokens: Callable[[Messages], int]
-) -> PromptSplit:
+def load_prompts(settings: settings_module.Prompts, seed: int, count_tokens: Callable[[Messages], int]) -> PromptSplit:
     """Read the source, take the evaluation prompts out, then take training prompts up to the limit.
 
     count_tokens: tokens of a conversation under the model's chat template.

@@ -75,7 +75,9 @@ class RewardModel:
         """
         encoded = [self._encode(messages, response) for messages, response in pairs]
         order = sorted(range(len(pairs)), key=lambda index: -len(encoded[index].ids))
-        for indices, scores in in_batches(order, self._batch_size, lambda rows: self._score([encoded[i] for i in rows])):
+        for indices, scores in in_batches(
+            order, self._batch_size, lambda rows: self._score([encoded[i] for i in rows])
+        ):
             for index, score in zip(indices, scores, strict=True):
                 if not math.isfinite(score):
                     raise CaiError(

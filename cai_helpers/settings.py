@@ -24,7 +24,9 @@ class Models(_Frozen):
     reward: str = "OpenAssistant/reward-model-deberta-v3-large-v2"  # a sequence classifier with one logit
     reward_input: Literal["pair", "chat"] = "pair"  # "pair": tokenizer(question, answer); "chat": its chat template
     reward_max_length: int = Field(512, ge=32)  # tokens; the default model was trained at 512
-    dtype: Literal["auto", "fp16", "bf16", "fp32"] = "auto"  # auto: bf16 from compute capability 8.0, fp16 below, fp32 on CPU
+    dtype: Literal["auto", "fp16", "bf16", "fp32"] = (
+        "auto"  # auto: bf16 from compute capability 8.0, fp16 below, fp32 on CPU
+    )
 
 
 class Prompts(_Frozen):
@@ -105,7 +107,8 @@ class Settings(_Frozen):
 def load_settings(preset: str = "t4", overrides: list[str] | None = None, **changes: Any) -> Settings:
     """Settings of a preset, changed by `"train.beta=0.2"` strings and by keywords such as `seed=1`.
 
-    `preset` is a name in PRESETS or the path of a YAML or JSON file of the same form (a workspace's settings.json). Override values are read as YAML.
+    `preset` is a name in PRESETS or the path of a YAML or JSON file of the same form (a workspace's settings.json).
+    Override values are read as YAML.
 
     Raises:
         CaiError: unknown preset, unknown field or a value out of range; the message names it.
@@ -129,7 +132,9 @@ def _preset_values(preset: str) -> dict[str, Any]:
     if preset in PRESETS:
         source = resources.files("cai_helpers") / "assets" / "presets" / f"{preset}.yaml"
     elif (source := Path(preset)).suffix not in (".yaml", ".yml", ".json") or not source.is_file():
-        raise CaiError(f"there is no preset {preset!r}", f"Use one of {', '.join(PRESETS)}, or the path of a YAML file.")
+        raise CaiError(
+            f"there is no preset {preset!r}", f"Use one of {', '.join(PRESETS)}, or the path of a YAML file."
+        )
     return yaml.safe_load(source.read_text(encoding="utf-8")) or {}
 
 
@@ -141,7 +146,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     for section in sections:
         values = values.setdefault(section, {})
         if not isinstance(values, dict):
-            raise CaiError(f"{name} goes deeper than the settings do", "Write section.field=value, as in train.beta=0.2")
+            raise CaiError(
+                f"{name} goes deeper than the settings do", "Write section.field=value, as in train.beta=0.2"
+            )
     values[field] = _read_value(text)
 
 

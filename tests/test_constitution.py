@@ -1,7 +1,10 @@
+from collections import Counter
+
 import pytest
 
 from cai_helpers.constitution import load_constitution, select_principles
 from cai_helpers.errors import CaiError
+from cai_helpers.store import read_jsonl
 
 
 def test_the_constitution_has_twenty_principles_in_four_categories():
@@ -66,3 +69,18 @@ def test_a_faulty_file_is_refused_by_place(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(CaiError, match=message):
         load_constitution(path)
+
+
+def test_on_real_prompts_no_principle_stands_in_a_quarter_of_the_rows_and_every_category_appears(shared_data):
+    constitution = load_constitution()
+    shown, categories, rows = Counter(), Counter(), 0
+    for row in read_jsonl(shared_data / "hh-rlhf" / "harmless-base-test.jsonl.gz"):
+        request, _, answer = row["chosen"].rpartition("\n\nAssistant:")
+        text = request.rpartition("\n\nHuman:")[2] + "\n" + answer  # the answer stands for the draft
+        drawn = select_principles(constitution, str(rows), text, seed=0, most=3)
+        shown.update(principle.id for principle in drawn)
+        categories.update(principle.category for principle in drawn)
+        rows += 1
+    assert max(shown.values()) / rows <= 0.25
+    assert len(shown) == len(constitution.principles)
+    assert all(categories[name] / rows > 0.2 for name in constitution.categories)

@@ -34,7 +34,12 @@ def start(preset: str, form: dict[str, Any], use_drive: bool = True) -> Session:
     return Session(settings, workspace)
 
 
-_FORM_FIELDS = {"base": "models.base", "adapter": "models.adapter", "prompts": "prompts.source", "limit": "prompts.limit"}
+_FORM_FIELDS = {
+    "base": "models.base",
+    "adapter": "models.adapter",
+    "prompts": "prompts.source",
+    "limit": "prompts.limit",
+}
 
 
 def _overrides(form: dict[str, Any]) -> list[str]:

@@ -73,7 +73,9 @@ def show_pairs(workspace: Workspace, count: int = 3, outcome: str | None = None)
     path = workspace.require(workspace.pairs, made_by="score")
     pairs = (ScoredPair.model_validate(row) for row in read_jsonl(path))
     chosen = list(islice((pair for pair in pairs if outcome in (None, pair.outcome)), count))
-    display(HTML("".join(map(_pair_html, chosen)) or f"<p>There is no pair with outcome {html.escape(str(outcome))}.</p>"))
+    display(
+        HTML("".join(map(_pair_html, chosen)) or f"<p>There is no pair with outcome {html.escape(str(outcome))}.</p>")
+    )
 
 
 def show_rows(workspace: Workspace, count: int = 2) -> None:

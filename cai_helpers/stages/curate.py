@@ -59,6 +59,9 @@ class CurateReport(StageReport):
             ("prefers an answer over a refusal", str(self.refusals_rejected)),
         ]
 
+    def summary(self) -> list[tuple[str, str]]:
+        return [(name, figure) for name, figure in self.lines() if name == "kept" or name.startswith("dropped")]
+
 
 def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | None = None) -> CurateReport:
     """Filter the scored pairs and write dpo_dataset/{train,eval,dropped}.jsonl and stats.json.
@@ -133,7 +136,9 @@ def _held_out(ids: set[str], settings: Settings) -> set[str]:
     return set(order[: round(len(order) * settings.curate.eval_fraction)])
 
 
-def _report(kept: list[PreferenceRow], dropped: list[dict], train: int, held_out: int, settings: Settings) -> CurateReport:
+def _report(
+    kept: list[PreferenceRow], dropped: list[dict], train: int, held_out: int, settings: Settings
+) -> CurateReport:
     sides = [(is_refusal(row.chosen[0]["content"]), is_refusal(row.rejected[0]["content"])) for row in kept]
     return CurateReport(
         generated=len(kept) + len(dropped),

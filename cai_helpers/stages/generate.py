@@ -47,6 +47,9 @@ class GenerateReport(StageReport):
             ("this call", f"{self.rows_now} pairs in {self.seconds:.0f} s"),
         ]
 
+    def summary(self) -> list[tuple[str, str]]:
+        return [("pairs generated", str(self.pairs))]
+
 
 class Draft(NamedTuple):
     """A prompt on its way to a Trace."""
@@ -90,7 +93,9 @@ def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False
     done = store.ids()
     pending = [prompt for prompt in prompts.train if prompt.id not in done]
     if done:
-        workspace.say("generate", f"{len(prompts.train) - len(pending)} of {len(prompts.train)} pairs are there already")
+        workspace.say(
+            "generate", f"{len(prompts.train) - len(pending)} of {len(prompts.train)} pairs are there already"
+        )
 
     started = time.monotonic()
     if pending:
@@ -106,7 +111,11 @@ def write_prompts(settings: Settings, workspace: Workspace) -> PromptSplit:
     tokenizer = load_tokenizer(settings.models.base)
 
     def count_tokens(chat: Messages) -> int:
-        return len(tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=True)["input_ids"])
+        return len(
+            tokenizer.apply_chat_template(chat, tokenize=True, add_generation_prompt=True, return_dict=True)[
+                "input_ids"
+            ]
+        )
 
     split = load_prompts(settings.prompts, settings.seed, count_tokens)
     write_jsonl(workspace.prompts, (prompt.model_dump() for prompt in split.train))
@@ -131,7 +140,9 @@ def make_traces(critic: Critic, prompts: list[Prompt]) -> Iterator[Trace]:
         critique.critique_chat(critic.protocol, draft.prompt.messages, draft.completion.text, draft.principles)
         for draft in drafts
     ]
-    first = _complete(critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts], critic.settings.generate.critic_tokens)
+    first = _complete(
+        critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts], critic.settings.generate.critic_tokens
+    )
     if critic.protocol.revision is None:
         for draft, output in zip(drafts, first, strict=True):
             yield _trace(critic, draft, [output], critique.parse_single(output))
@@ -239,7 +250,10 @@ def _report(workspace: Workspace, prompts: PromptSplit, seconds: float, rows_now
 
 def _fingerprint(settings: Settings) -> Fingerprint:
     """What a row's text depends on. Not the batch size and not the limit: neither changes a row."""
-    own_files = {"input constitution": settings.generate.constitution, "input protocols": settings.generate.protocols_file}
+    own_files = {
+        "input constitution": settings.generate.constitution,
+        "input protocols": settings.generate.protocols_file,
+    }
     sources = {"input prompts": settings.prompts.source, "input evaluation prompts": settings.prompts.eval_source}
     return {
         "seed": settings.seed,

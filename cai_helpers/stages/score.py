@@ -46,6 +46,10 @@ class ScoreReport(StageReport):
             ("this call", f"{self.scored_now} texts in {self.seconds:.0f} s"),
         ]
 
+    def summary(self) -> list[tuple[str, str]]:
+        shown = ("pairs with a usable revision", "revision scores higher")
+        return [(name, figure) for name, figure in self.lines() if name in shown]
+
 
 def score_pairs(settings: Settings, workspace: Workspace) -> ScoreReport:
     """Score every trace of the prompts at hand and write pairs/pairs.jsonl.
@@ -110,7 +114,9 @@ def _score_missing(scorer: Scorer, missing: dict[str, tuple[Messages, str]], sto
                     store.append(unwritten)
                     unwritten = []
         except KeyboardInterrupt:
-            raise CaiError(f"Stopped by hand at {bar.n} of {len(keys)} texts.", "Run `cai score` again to go on.") from None
+            raise CaiError(
+                f"Stopped by hand at {bar.n} of {len(keys)} texts.", "Run `cai score` again to go on."
+            ) from None
         finally:
             store.append(unwritten)
     return scores
