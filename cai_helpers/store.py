@@ -54,7 +54,9 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise CaiError(f"{path}, line {number}: not valid JSON ({error})", "Correct or remove that line.") from error
+                raise CaiError(
+                    f"{path}, line {number}: not valid JSON ({error})", "Correct or remove that line."
+                ) from error
             if not isinstance(row, dict):
                 raise CaiError(f"{path}, line {number}: a JSON object was expected", "Write one {…} a line.")
             yield row
@@ -67,7 +69,7 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically. NaN and infinity raise: they are no JSON."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    write_atomically(path, _encode(value, indent=2) + b"\n")
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -81,11 +83,15 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
-    text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+    return _encode(row) + b"\n"
+
+
+def _encode(value: Any, indent: int | None = None) -> bytes:
+    text = json.dumps(value, indent=indent, ensure_ascii=False, allow_nan=False)
     try:
-        return text.encode() + b"\n"
+        return text.encode()
     except UnicodeEncodeError:  # a lone surrogate has no UTF-8 form; as an escape it survives
-        return json.dumps(row, ensure_ascii=True, allow_nan=False).encode() + b"\n"
+        return json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False).encode()
 
 
 def _cut_torn_tail(path: Path) -> int:

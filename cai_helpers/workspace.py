@@ -35,6 +35,8 @@ class Manifest(BaseModel):
     fingerprint: Fingerprint
     outputs: dict[str, str]  # path below the workspace → sha256
     report: dict[str, Any]
+    title: str  # the report as it was shown: a page can show it without knowing the stage's class
+    lines: list[tuple[str, str]]
     finished: str  # UTC
     versions: dict[str, str]
 
@@ -58,9 +60,12 @@ class Workspace:
         self.checkpoints = self.root / "checkpoints"
         self.adapter = self.root / "models" / "lora_adapters"
         self.logs = self.root / "logs"
+        self.history = self.logs / "history.jsonl"
         self.metrics = self.root / "metrics.json"
         self.reports = self.root / "reports"
         self.evaluation_dir = self.root / "evaluation"
+        self.answers = self.evaluation_dir / "answers.jsonl"
+        self.responses = self.evaluation_dir / "responses.jsonl"
         self.export_dir = self.root / "export"
         self.settings_file = self.root / "settings.json"
         self._manifests = self.root / "manifests"
@@ -78,7 +83,8 @@ class Workspace:
 
     def manifest(self, stage: str) -> Manifest | None:
         path = self._manifests / f"{stage}.json"
-        return Manifest.model_validate_json(path.read_text(encoding="utf-8")) if path.exists() else None
+        # json and not pydantic's own parser, which refuses the lone surrogates that a model's text may hold
+        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
 
     def finished(self, stage: str, fingerprint: Fingerprint, report: type[ReportType]) -> ReportType | None:
         """The report of a complete stage whose inputs, settings and outputs are what they were; else None, and why."""
@@ -101,10 +107,17 @@ class Workspace:
             fingerprint=plain(fingerprint),
             outputs={str(path.relative_to(self.root)): require_hash(path) for path in outputs},
             report=report.model_dump(mode="json"),
+            title=report.title(),
+            lines=report.lines(),
             finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
             versions=library_versions(),
         )
         write_json(self._manifests / f"{stage}.json", manifest.model_dump(mode="json"))
+
+    def note_metrics(self, stage: str, report: StageReport) -> None:
+        """Put the stage's report into metrics.json, beside those of the other stages."""
+        metrics = json.loads(self.metrics.read_text(encoding="utf-8")) if self.metrics.exists() else {}
+        write_json(self.metrics, {**metrics, stage: report.model_dump(mode="json")})
 
     def begin(self, stage: str, fingerprint: Fingerprint) -> None:
         """Note what a resumable stage is made with; refuse to go on with something else.

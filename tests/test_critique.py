@@ -120,9 +120,21 @@ def test_an_unknown_protocol_names_the_known_ones():
 
 
 FRAGMENTS = st.sampled_from(
-    ["CRITIQUE:", "REVISION:", "KEEP_ORIGINAL", "\n", " ", "**", "I can't help with that.", "{response}", "Revised response:"]
+    [
+        "CRITIQUE:",
+        "REVISION:",
+        "KEEP_ORIGINAL",
+        "\n",
+        " ",
+        "**",
+        "I can't help with that.",
+        "{response}",
+        "Revised response:",
+    ]
 )
-OUTPUTS = st.one_of(st.text(max_size=200), st.lists(st.one_of(FRAGMENTS, st.text(max_size=20)), max_size=12).map("".join))
+OUTPUTS = st.one_of(
+    st.text(max_size=200), st.lists(st.one_of(FRAGMENTS, st.text(max_size=20)), max_size=12).map("".join)
+)
 
 
 @settings(max_examples=400, deadline=None, derandomize=True)

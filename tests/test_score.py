@@ -25,7 +25,12 @@ def classifier():
     )
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, num_labels=1
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=1,
     )
     return BertForSequenceClassification(config), tokenizer
 
@@ -88,7 +93,9 @@ def test_a_tie_keeps_the_draft():
     assert [choose_side(1.0, 2.0), choose_side(2.0, 1.0), choose_side(1.0, 1.0)] == ["revised", "base", "base"]
 
 
-@pytest.mark.parametrize("message", ["CUDA out of memory. Tried to …", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when …"])
+@pytest.mark.parametrize(
+    "message", ["CUDA out of memory. Tried to …", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when …"]
+)
 def test_out_of_memory_halves_the_batch_loses_no_row_and_is_remembered(message):
     halved = []
 

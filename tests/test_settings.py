@@ -18,7 +18,9 @@ def test_the_defaults_are_the_methods():
 
 
 def test_overrides_read_numbers_lists_and_null():
-    settings = load_settings("t4", ["train.learning_rate=5e-7", "prompts.subsets=[a, b]", "prompts.limit=null", "seed=3"])
+    settings = load_settings(
+        "t4", ["train.learning_rate=5e-7", "prompts.subsets=[a, b]", "prompts.limit=null", "seed=3"]
+    )
     assert settings.train.learning_rate == 5e-7
     assert settings.prompts.subsets == ["a", "b"]
     assert settings.prompts.limit is None

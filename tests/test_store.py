@@ -42,7 +42,9 @@ def test_a_gzipped_file_is_read(tmp_path):
     assert list(read_jsonl(path)) == [{"a": 1}, {"a": 2}]
 
 
-@pytest.mark.parametrize(("content", "message"), [(b'{"a": 1}\n{oops\n', "line 2: not valid JSON"), (b"[1]\n", "line 1: a JSON object")])
+@pytest.mark.parametrize(
+    ("content", "message"), [(b'{"a": 1}\n{oops\n', "line 2: not valid JSON"), (b"[1]\n", "line 1: a JSON object")]
+)
 def test_a_bad_line_is_named(tmp_path, content, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(content)

@@ -8,6 +8,12 @@ from cai_helpers.workspace import difference, file_hash
 class Report(StageReport):
     rows: int
 
+    def title(self):
+        return "Report"
+
+    def lines(self):
+        return [("rows", str(self.rows))]
+
 
 def seal(workspace, fingerprint):
     workspace.pairs_dir.mkdir(parents=True, exist_ok=True)
@@ -29,7 +35,9 @@ def test_a_stage_without_a_manifest_is_not_finished(workspace):
     ("fingerprint", "content", "message"),
     [({"a": 2}, "x\n", "a was 1, now 2"), ({"a": 1}, "y\n", "pairs/pairs.jsonl changed or disappeared")],
 )
-def test_a_changed_setting_or_output_runs_the_stage_again_and_says_why(workspace, capsys, fingerprint, content, message):
+def test_a_changed_setting_or_output_runs_the_stage_again_and_says_why(
+    workspace, capsys, fingerprint, content, message
+):
     seal(workspace, {"a": 1})
     workspace.pairs.write_text(content)
     assert workspace.finished("score", fingerprint, Report) is None

@@ -1,0 +1,76 @@
+# `make help` says what there is. Nothing but Python >= 3.11 is needed beforehand.
+PYTHON ?= python3
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+VENV := .venv
+COLAB := .venv-colab
+INSTALL_FROM := pyproject.toml requirements.txt tools/install.py
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+export JUPYTER_PLATFORM_DIRS := 1
+export PYDEVD_DISABLE_FILE_VALIDATION := 1
+# tools/install.py leaves compiling to the first import, and that must keep what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test test-colab lint format clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
+
+demo: $(VENV)/.for-demo  ## install and run all of Stage 3 on the embedded models (CPU, minutes) into artifacts/demo
+	HF_HUB_OFFLINE=1 $(VENV)/bin/cai run --preset smoke --workspace artifacts/demo
+
+test: $(VENV)/.for-test lint  ## lint, import contracts, unit tests, every notebook in smoke mode
+	$(call unit-tests,$(VENV))
+	$(call notebooks,$(VENV))
+
+test-colab: $(COLAB)/.for-test  ## unit tests and notebooks with the library versions of Colab's image
+	$(call unit-tests,$(COLAB))
+	$(call notebooks,$(COLAB))
+
+lint: $(VENV)/.for-test  ## ruff and the import contracts alone
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports --no-logo
+
+format: $(VENV)/.for-test  ## put code and notebooks into the form that lint expects
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/nbstripout notebooks/*.ipynb
+
+clean:  ## remove the environments and everything made by a run or a test
+	rm -rf $(VENV) $(COLAB) artifacts build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+# A stamp in the environment says that what it is made from is installed; a change to any of it installs again.
+$(VENV)/.for-demo: $(INSTALL_FROM)
+	@$(PYTHON) tools/install.py $(VENV)
+	@touch $@
+
+$(VENV)/.for-test: $(INSTALL_FROM)
+	@$(PYTHON) tools/install.py $(VENV) --extras test dev
+	@touch $(VENV)/.for-demo $@
+
+$(COLAB)/.for-test: $(INSTALL_FROM) requirements-colab.txt
+	@$(PYTHON) tools/install.py $(COLAB) --colab
+	@touch $@
+
+define unit-tests
+	HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest
+endef
+
+# 00 to 06 share a workspace, in which each builds upon the one before; run_all starts from an empty one.
+define notebooks
+	$(call in-fresh-workspace,$(1),notebooks/0*.ipynb)
+	$(call in-fresh-workspace,$(1),notebooks/run_all.ipynb)
+endef
+
+define in-fresh-workspace
+	workspace=$$(mktemp -d); trap 'rm -rf "$$workspace"' EXIT; \
+	CAI_PRESET=smoke CAI_WORKSPACE=$$workspace HF_HUB_OFFLINE=1 \
+	$(1)/bin/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 $(2)
+endef

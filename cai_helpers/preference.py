@@ -1,0 +1,104 @@
+"""Preference data as DPO takes it: rows read, measured under the chat template, and checked before anything trains."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cai_helpers.errors import CaiError
+from cai_helpers.models import fold_system
+from cai_helpers.schema import PreferenceRow
+from cai_helpers.store import read_jsonl
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedTokenizerBase
+
+
+class EncodedPair(NamedTuple):
+    """Token ids of one row; a side's sequence is prompt + side."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the longer sequence."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+
+class Fitting(NamedTuple):
+    rows: list[PreferenceRow]
+    too_long: int  # rows left out because a side would be cut at max_length
+    longest: int  # tokens of the longest sequence kept
+
+
+class Preferences(NamedTuple):
+    train: Fitting
+    held_out: Fitting
+
+    @property
+    def kept(self) -> int:
+        return len(self.train.rows) + len(self.held_out.rows)
+
+    @property
+    def too_long(self) -> int:
+        return self.train.too_long + self.held_out.too_long
+
+    @property
+    def longest(self) -> int:
+        return max(self.train.longest, self.held_out.longest)
+
+
+def read_rows(path: Path) -> list[PreferenceRow]:
+    return [PreferenceRow.model_validate(row) for row in read_jsonl(path)]
+
+
+def encode(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> EncodedPair:
+    """The row's token ids under the chat template, as the model meets them when it answers.
+
+    Raises:
+        CaiError: both sides are the same, or the prompt is no prefix of a side (the template, or a token that spans the
+            border, renders the prompt differently once an answer follows: training would see another prompt).
+    """
+
+    def ids(messages: list, **options) -> list[int]:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written <bos>
+
+    messages = fold_system(row.prompt)
+    prompt = ids(messages, add_generation_prompt=True)
+    chosen, rejected = ids([*messages, *row.chosen]), ids([*messages, *row.rejected])
+    if chosen == rejected:
+        raise CaiError(
+            f"Row {row.id}: chosen and rejected are the same, so there is nothing to prefer.",
+            "Run `cai curate` again, or take the row out of dpo_dataset/.",
+        )
+    if chosen[: len(prompt)] != prompt or rejected[: len(prompt)] != prompt:
+        raise CaiError(
+            f"Row {row.id}: under the chat template the prompt is not the beginning of prompt and answer.",
+            "Strip white space at the answer's start; if every row has this, the chat template does not suit DPO.",
+        )
+    return EncodedPair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+
+
+def keep_fitting(rows: list[PreferenceRow], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Fitting:
+    """The rows whose both sides fit whole: an answer cut at max_length would teach not to end.
+
+    Raises:
+        CaiError: as `encode`.
+    """
+    lengths = [encode(row, tokenizer).length for row in rows]
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
+    longest = max((length for length in lengths if length <= max_length), default=0)
+    return Fitting(kept, len(rows) - len(kept), longest)
+
+
+def as_dataset(rows: list[PreferenceRow]) -> Dataset:
+    """TRL's conversational form: message lists, so that TRL applies the chat template and adds nothing to the text."""
+    from datasets import Dataset
+
+    return Dataset.from_list(
+        [{"prompt": fold_system(row.prompt), "chosen": row.chosen, "rejected": row.rejected} for row in rows]
+    )

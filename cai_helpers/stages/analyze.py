@@ -1,0 +1,143 @@
+"""Is this data good? Statistics, a diagnosis in words, pictures, and one page that holds them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cai_helpers.diagnosis import Finding, diagnose
+from cai_helpers.frame import read_frame
+from cai_helpers.intervals import Interval
+from cai_helpers.pair_statistics import TIE, Group, LengthBias, Statistics, analyze_frame
+from cai_helpers.plots import save_pair_plots
+from cai_helpers.report import write_pairs_page
+from cai_helpers.schema import StageReport
+from cai_helpers.settings import Settings
+from cai_helpers.workspace import Workspace, file_hash
+
+_GROUPS_LISTED = 8  # principles in the short table; the page has all
+
+
+class AnalyzeReport(StageReport):
+    file: str
+    page: str  # below the workspace
+    pictures: list[str]
+    statistics: Statistics
+    findings: list[Finding]
+
+    def title(self) -> str:
+        return "Is this data good?"
+
+    def lines(self) -> list[tuple[str, str]]:
+        found = [(f"finding ({one.severity})", f"{one.name}: {one.evidence} {one.remedy}") for one in self.findings]
+        return [*(found or [("findings", "none")]), *statistics_lines(self.statistics), ("page", self.page)]
+
+    def summary(self) -> list[tuple[str, str]]:
+        return [("findings", "; ".join(one.name for one in self.findings) or "none")]
+
+
+def analyze_pairs(settings: Settings, workspace: Workspace, file: Path | None = None) -> AnalyzeReport:
+    """Analyse the scored pairs: reports/pairs.html and the pictures beside it.
+
+    file: a file from elsewhere, of which the eight columns suffice; its page and pictures go to reports/<name>/.
+
+    Raises:
+        CaiError: there are no scored pairs, or a row is malformed; the message names it.
+    """
+    if file is not None:
+        folder = workspace.reports / file.name.split(".")[0]
+        return _analyze(settings, workspace, file, folder, None)
+    source = workspace.require(workspace.pairs, made_by="score")
+    fingerprint = {
+        "input pairs": file_hash(source),
+        "input curation": file_hash(workspace.curation_stats),
+        "curate.min_delta": settings.curate.min_delta,
+    }
+    if (report := workspace.finished("analyze", fingerprint, AnalyzeReport)) is not None:
+        return report
+    report = _analyze(settings, workspace, source, workspace.reports, _curation(workspace))
+    outputs = [workspace.root / report.page, *(workspace.root / picture for picture in report.pictures)]
+    workspace.seal("analyze", fingerprint, outputs, report)
+    return report
+
+
+def statistics_lines(statistics: Statistics) -> list[tuple[str, str]]:
+    """The figures as (what, figure); the page shows the same lines."""
+    one = statistics
+    length = (
+        "no pairs" if one.base_words is None else f"{one.base_words.value:.0f} → {one.revised_words.value:.0f} words"
+    )
+    evenness = "" if one.principle_evenness is None else f", evenness {one.principle_evenness:.2f} (1: equal use)"
+    moved = one.transitions
+    return [
+        ("pairs", f"{one.rows}, of which {one.compared} have two texts with two scores"),
+        ("outcomes", ", ".join(f"{name} {count}" for name, count in one.outcomes.items())),
+        ("usable critic outputs", _percent(one.usable)),
+        ("both sides identical", f"{_percent(one.identical_all)} of all rows"),
+        ("", f"{_percent(one.identical_attempted)} of the {one.attempted} attempted revisions (kept drafts left out)"),
+        ("meta-commentary", f"{_percent(one.meta_commentary)} of the attempted revisions"),
+        ("template text in revisions", _percent(one.leaks)),
+        ("topic fit, drafts → revisions", f"{_percent(one.draft_fit)} → {_percent(one.revision_fit)} (50 %: chance)"),
+        ("revision scores higher", f"{one.revised_better}; draft {one.base_better}; "
+         f"ties {one.ties} (|delta| ≤ {one.tie_threshold:g})"),
+        ("revision's win rate", f"{_percent(one.wins)}, ties as half"),
+        ("mean delta", _number(one.mean_delta)),
+        ("median delta", _number(one.median_delta)),
+        ("chosen side", ", ".join(f"{name} {count}" for name, count in one.chosen.items()) or "none"),
+        ("principles", f"{one.distinct_principles} in use{evenness}"),
+        *((f"  {group.name}", _group(group)) for group in one.principles[:_GROUPS_LISTED]),
+        *((f"category {group.name}", _group(group)) for group in one.categories),
+        ("mean length, draft → revision", length),
+        ("longer side wins", _length(one.length_bias)),
+        ("  where both answer or both refuse", _length(one.length_bias_like_for_like)),
+        ("answer → refusal", f"{moved.answer_to_refusal}; refusal → answer {moved.refusal_to_answer}; "
+         f"both answer {moved.answer_to_answer}; both refuse {moved.refusal_to_refusal}"),
+        ("prompts without context", f"{_percent(one.context_free)}; {one.multi_turn} have earlier turns"),
+        ("repeated prompts", str(one.duplicates)),
+    ]  # fmt: skip
+
+
+def _analyze(
+    settings: Settings, workspace: Workspace, source: Path, folder: Path, curation: dict | None
+) -> AnalyzeReport:
+    frame = read_frame(source)
+    statistics = analyze_frame(frame, max(TIE, settings.curate.min_delta))
+    findings = diagnose(statistics)
+    if curation is not None and curation["generated"] != len(frame):  # it was counted on another file
+        curation = None
+    plots = save_pair_plots(frame, statistics, curation, folder)
+    page = write_pairs_page(
+        folder / "pairs.html", source.name, statistics_lines(statistics), statistics, findings, plots
+    )
+    return AnalyzeReport(
+        file=source.name,
+        page=page.relative_to(workspace.root).as_posix(),
+        pictures=[path.relative_to(workspace.root).as_posix() for path in plots.values()],
+        statistics=statistics,
+        findings=findings,
+    )
+
+
+def _curation(workspace: Workspace) -> dict | None:
+    if not workspace.curation_stats.exists():
+        return None
+    return json.loads(workspace.curation_stats.read_text(encoding="utf-8"))
+
+
+def _percent(share: Interval | None) -> str:
+    return "nothing to measure" if share is None else share.percent()
+
+
+def _number(mean: Interval | None) -> str:
+    return "too few pairs" if mean is None else mean.number()
+
+
+def _group(group: Group) -> str:
+    return f"{group.rows} rows; revision wins {_percent(group.wins)}, mean delta {_number(group.mean_delta)}"
+
+
+def _length(bias: LengthBias) -> str:
+    if bias.longer_wins is None:
+        return "no pairs"
+    correlation = "" if bias.correlation is None else f", rank correlation with delta {bias.correlation:+.2f}"
+    return f"{bias.longer_wins.percent()} of {bias.pairs} pairs{correlation}"

@@ -1,0 +1,297 @@
+"""Is Stage 3 better than Stage 2? Both answer the same held-out prompts. A killed evaluation resumes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from cai_helpers.comparison import (
+    BENIGN,
+    CAUTION,
+    READABLE_CATEGORY,
+    Change,
+    Comparison,
+    Judgement,
+    Response,
+    compare,
+    compare_by_category,
+    judge,
+)
+from cai_helpers.errors import CaiError
+from cai_helpers.hardware import use_threads
+from cai_helpers.intervals import Interval
+from cai_helpers.models import (
+    STAGE2,
+    STAGE3,
+    Generator,
+    LanguageModel,
+    attach_adapter,
+    from_hub,
+    identity,
+    load_base,
+    load_tokenizer,
+    locate,
+    release_memory,
+)
+from cai_helpers.plots import save_evaluation_plot
+from cai_helpers.refusals import is_refusal
+from cai_helpers.rewards import load_scorer, scorer_identity
+from cai_helpers.schema import Completion, Prompt, StageReport
+from cai_helpers.settings import Models, Settings
+from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
+from cai_helpers.workspace import Fingerprint, Workspace, file_hash, section
+
+Answers = dict[tuple[str, str], Completion]  # (prompt id, stage) → what the model said
+
+
+class EvaluateReport(StageReport):
+    scorer: str
+    judgement: Judgement
+    overall: Comparison
+    by_category: dict[str, Comparison]
+    generated_now: int  # answers; the others were there already
+    seconds: float
+
+    def title(self) -> str:
+        return "Evaluation against Stage 2"
+
+    def lines(self) -> list[tuple[str, str]]:
+        return [
+            ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
+            ("caution", CAUTION),
+            ("reward model", self.scorer),
+            *_comparison_lines("all prompts", self.overall),
+            *(
+                line
+                for name, comparison in self.by_category.items()
+                for line in _comparison_lines(_readable(name), comparison)
+            ),
+            ("this call", f"{self.generated_now} answers generated; {self.seconds:.0f} s"),
+        ]
+
+    def summary(self) -> list[tuple[str, str]]:
+        wins = f"{self.overall.win_rate.percent()} of {self.overall.prompts} held-out prompts"
+        return [
+            ("win rate against Stage 2", wins),
+            *((f"refusals of {_readable(name)}", _change(one.refusals)) for name, one in self.by_category.items()),
+            ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
+        ]
+
+
+def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
+    """Compare the trained adapter with Stage 2 and write evaluation/responses.jsonl and reports/refusals.png.
+
+    Answers are kept one by one in evaluation/answers.jsonl, by what they depend on: a killed call resumes, another
+    reward model scores again without generating, and a newly trained adapter reuses Stage 2's answers.
+
+    Raises:
+        CaiError: there is no adapter or no held-out prompt, or a model cannot be loaded.
+    """
+    adapter = workspace.require(workspace.adapter, made_by="train")
+    prompts = _held_out(settings, workspace)
+    fingerprint = _fingerprint(settings, workspace)
+    if (report := workspace.finished("evaluate", fingerprint, EvaluateReport)) is not None:
+        return report
+
+    use_threads(settings.threads)
+    started = time.monotonic()
+    store = JsonlStore(workspace.answers)
+    runs = {STAGE2: _run(settings, settings.models.adapter), STAGE3: _run(settings, str(adapter))}
+    answers = _known(store, prompts, runs)
+    missing = {stage: [prompt for prompt in prompts if (prompt.id, stage) not in answers] for stage in runs}
+    generated = sum(map(len, missing.values()))
+    if generated:
+        if answers:
+            workspace.say("evaluate", f"{len(answers)} of {len(prompts) * 2} answers are there already")
+        answers |= _generate(settings, adapter, missing, runs, store)
+        release_memory()  # the reward model needs the room
+
+    responses = _scored(settings, prompts, answers)
+    write_jsonl(workspace.responses, (response.model_dump() for response in responses))
+    report = _report(settings, responses, generated, time.monotonic() - started)
+    picture = save_evaluation_plot(report.overall, report.by_category, workspace.reports)
+    workspace.note_metrics("evaluate", report)
+    workspace.seal("evaluate", fingerprint, [workspace.responses, picture], report)
+    return report
+
+
+class Policies:
+    """Stage 2 and Stage 3 on one base model: two adapters, of which one at a time is active."""
+
+    def __init__(self, language_model: LanguageModel, has_stage2: bool) -> None:
+        self._language_model = language_model
+        self._has_stage2 = has_stage2
+
+    @contextmanager
+    def playing(self, stage: str) -> Iterator[Generator]:
+        """The model as `stage`. Without a Stage-2 adapter, Stage 2 is the base with no adapter active."""
+        model = self._language_model.model
+        if stage == STAGE2 and not self._has_stage2:
+            with model.disable_adapter():
+                yield self._language_model
+        else:
+            model.set_adapter(stage)
+            yield self._language_model
+
+
+def load_policies(models: Models, adapter: Path) -> Policies:
+    model = attach_adapter(load_base(models), str(adapter), STAGE3)
+    if models.adapter is not None:
+        stage2 = locate(models.adapter)
+        from_hub(lambda: model.load_adapter(stage2, adapter_name=STAGE2), models.adapter)
+    return Policies(LanguageModel(model, load_tokenizer(models.base)), models.adapter is not None)
+
+
+def _held_out(settings: Settings, workspace: Workspace) -> list[Prompt]:
+    """The held-out prompts; a limit takes the same mixture of them for each seed."""
+    path = workspace.require(workspace.eval_prompts, made_by="generate")
+    prompts = [Prompt.model_validate(row) for row in read_jsonl(path)]
+    if not prompts:
+        raise CaiError(
+            "No prompt was held out for evaluation.",
+            "Set prompts.eval_count (or prompts.eval_source) and generate in a new --workspace.",
+        )
+    prompts.sort(key=lambda prompt: hashlib.sha256(f"{settings.seed}:evaluate:{prompt.id}".encode()).digest())
+    return prompts[: settings.evaluate.limit]
+
+
+def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
+    return {
+        "models.reward": scorer_identity(settings.models),
+        "evaluate.limit": settings.evaluate.limit,
+        "stage 2": _basis(settings, settings.models.adapter),
+        "input adapter": file_hash(workspace.adapter),
+        "input eval prompts": file_hash(workspace.eval_prompts),
+    }
+
+
+def _basis(settings: Settings, adapter: str | None) -> Fingerprint:
+    """What an answer depends on, besides its prompt."""
+    return {
+        "seed": settings.seed,
+        "models.base": identity(settings.models.base),
+        "adapter": identity(adapter),
+        "models.dtype": settings.models.dtype,
+        **section("evaluate", settings.evaluate, exclude={"batch_size", "limit"}),
+    }
+
+
+def _run(settings: Settings, adapter: str | None) -> str:
+    """Names the answers of one policy under these settings."""
+    return hashlib.sha256(json.dumps(_basis(settings, adapter), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _known(store: JsonlStore, prompts: list[Prompt], runs: dict[str, str]) -> Answers:
+    found = {row["id"]: Completion.model_validate(row["completion"]) for row in store.rows()}
+    wanted = {(prompt.id, stage): f"{run}/{prompt.id}" for prompt in prompts for stage, run in runs.items()}
+    return {key: found[name] for key, name in wanted.items() if name in found}
+
+
+def _generate(
+    settings: Settings, adapter: Path, missing: dict[str, list[Prompt]], runs: dict[str, str], store: JsonlStore
+) -> Answers:
+    from cai_helpers.sampling import Sampling
+
+    sampling = Sampling(
+        max_new_tokens=settings.evaluate.max_tokens,
+        temperature=settings.evaluate.temperature,
+        top_p=settings.evaluate.top_p,
+        seed=settings.seed,
+    )
+    policies = load_policies(settings.models, adapter)
+    answers: Answers = {}
+    with tqdm(total=sum(map(len, missing.values())), desc="evaluate", unit="answer") as bar:
+        try:
+            for stage, prompts in missing.items():
+                chats = [prompt.messages for prompt in prompts]
+                keys = [f"{prompt.id}/evaluate" for prompt in prompts]  # the same for both: one source of randomness
+                with policies.playing(stage) as generator:
+                    for index, completion in generator.generate(chats, sampling, keys, settings.evaluate.batch_size):
+                        answers[prompts[index].id, stage] = completion
+                        row = {
+                            "id": f"{runs[stage]}/{prompts[index].id}",
+                            "stage": stage,
+                            "completion": completion.model_dump(),
+                        }
+                        store.append([row])
+                        bar.update()
+        except KeyboardInterrupt:
+            raise CaiError(
+                f"Stopped by hand: {bar.n} of {bar.total} answers are on disk.", "Run `cai evaluate` again to go on."
+            ) from None
+    return answers
+
+
+def _scored(settings: Settings, prompts: list[Prompt], answers: Answers) -> list[Response]:
+    scorer = load_scorer(settings.models, settings.score.batch_size)
+    keys = [(prompt, stage) for prompt in prompts for stage in (STAGE2, STAGE3)]
+    pairs = [(prompt.messages, answers[prompt.id, stage].text) for prompt, stage in keys]
+    scores = dict(tqdm(scorer.iterate(pairs), total=len(pairs), desc="score", unit="text"))
+    return [
+        _response(
+            prompt, answers[prompt.id, STAGE2], answers[prompt.id, STAGE3], scores[2 * number], scores[2 * number + 1]
+        )
+        for number, prompt in enumerate(prompts)
+    ]
+
+
+def _response(
+    prompt: Prompt, before: Completion, after: Completion, score_before: float, score_after: float
+) -> Response:
+    return Response(
+        id=prompt.id,
+        category=prompt.category,
+        prompt=prompt.text,
+        stage2=before.text,
+        stage3=after.text,
+        stage2_score=score_before,
+        stage3_score=score_after,
+        stage2_refuses=is_refusal(before.text),
+        stage3_refuses=is_refusal(after.text),
+        stage2_finish=before.finish,
+        stage3_finish=after.finish,
+    )
+
+
+def _report(settings: Settings, responses: list[Response], generated: int, seconds: float) -> EvaluateReport:
+    overall, by_category = compare(responses), compare_by_category(responses)
+    return EvaluateReport(
+        scorer=scorer_identity(settings.models),
+        judgement=judge(overall, by_category.get(BENIGN)),
+        overall=overall,
+        by_category=by_category,
+        generated_now=generated,
+        seconds=seconds,
+    )
+
+
+def _comparison_lines(name: str, one: Comparison) -> list[tuple[str, str]]:
+    lines = [
+        ("prompts", str(one.prompts)),
+        ("win rate", f"{one.win_rate.percent()}: {one.wins} won, {one.ties} tied, {one.losses} lost"),
+        ("mean reward difference", "too few prompts" if one.mean_delta is None else one.mean_delta.number()),
+        ("refusals", _change(one.refusals)),
+        ("cut off at the token limit", _change(one.truncated)),
+        ("degenerate answers", _change(one.degenerate)),
+        ("topic fit of answers", f"{_fit(one.fit_before)} → {_fit(one.fit_after)}"),
+        ("mean length", f"{one.words_before:.0f} → {one.words_after:.0f} words"),
+    ]
+    return [(f"{name}: {what}", figure) for what, figure in lines]
+
+
+def _change(change: Change) -> str:
+    return f"{change.before.percent()} → {change.after.percent()}, {change.difference.points()}"
+
+
+def _fit(fit: Interval | None) -> str:
+    return "too few answers" if fit is None else fit.percent()
+
+
+def _readable(category: str) -> str:
+    return READABLE_CATEGORY.get(category, category)

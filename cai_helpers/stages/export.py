@@ -1,0 +1,225 @@
+"""One zip to take home: adapter, data, figures, a model card. Opened again and compared before it is called done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zipfile
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+from cai_helpers import __version__
+from cai_helpers.errors import CaiError
+from cai_helpers.models import EMBEDDED
+from cai_helpers.schema import StageReport
+from cai_helpers.settings import Settings
+from cai_helpers.workspace import Workspace, file_hash, library_versions, require_hash
+
+NAME = "stage3_constitutional"
+_WEIGHTS = "models/lora_adapters/adapter_model.safetensors"
+_CHUNK = 1024**2
+_LONGEST_TOKEN = 256  # bytes; chunks overlap by as many when tokens are looked for
+_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")  # a Hugging Face access token
+
+
+class ExportReport(StageReport):
+    path: str
+    bytes: int
+    files: int
+    adapter: bool  # False: nothing was trained, so there is none to export
+    tensors: int  # of the adapter, read back out of the zip
+
+    def title(self) -> str:
+        return "Export"
+
+    def lines(self) -> list[tuple[str, str]]:
+        adapter = f"{self.tensors} tensors" if self.adapter else "MISSING: training did not finish, see the report"
+        return [
+            ("zip", self.path),
+            ("size", f"{self.bytes / 1e6:.1f} MB, {self.files} files, each read back and compared"),
+            ("adapter", adapter),
+        ]
+
+
+def export_artifacts(settings: Settings, workspace: Workspace) -> ExportReport:
+    """Write export/stage3_constitutional.zip. The same workspace always gives the same bytes.
+
+    Without a finished training it holds what there is, and the card and the report say that the adapter is missing.
+    Checkpoints, optimizer state, logs and access tokens never go in.
+
+    Raises:
+        CaiError: there are no scored pairs yet, a file holds an access token, or the zip is not what was put in.
+    """
+    workspace.require(workspace.pairs, made_by="score")
+    trained = _is_trained(workspace)
+    files = _files(workspace, trained)
+    written = _written_now(settings, workspace, trained)
+    hashes = {name: require_hash(path) for name, path in files.items()}
+    hashes |= {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
+    for name, path in files.items():
+        _refuse_tokens(name, path)
+
+    target = workspace.export_dir / f"{NAME}.zip"
+    draft = target.with_suffix(".zip.tmp")
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    _write(draft, files, written)
+    tensors = _check(draft, hashes)
+    draft.replace(target)
+    report = ExportReport(
+        path=str(target), bytes=target.stat().st_size, files=len(hashes), adapter=trained, tensors=tensors
+    )
+    workspace.seal("export", {"input files": hashes}, [target], report)
+    return report
+
+
+def _is_trained(workspace: Workspace) -> bool:
+    """Whether the adapter on disk is the one that a finished training left."""
+    manifest = workspace.manifest("train")
+    return manifest is not None and file_hash(workspace.adapter) in manifest.outputs.values()
+
+
+def _files(workspace: Workspace, trained: bool) -> dict[str, Path]:
+    """Name in the zip → file. A list of what goes in, so that nothing new gets in by itself."""
+    wanted = [workspace.pairs, workspace.metrics, *_below(workspace.dataset_dir), *_below(workspace.reports)]
+    if trained:
+        wanted += _below(workspace.adapter)
+    existing = [path for path in wanted if path.is_file() and path.suffix != ".tmp"]
+    return {path.relative_to(workspace.root).as_posix(): path for path in existing}
+
+
+def _below(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*"))
+
+
+def _written_now(settings: Settings, workspace: Workspace, trained: bool) -> dict[str, bytes]:
+    def as_json(value: Any) -> bytes:
+        return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+
+    return {
+        "README.md": model_card(settings, workspace, trained).encode(),
+        "settings.json": as_json(settings.model_dump(mode="json")),
+        "versions.json": as_json({"cai_helpers": __version__, **library_versions()}),
+    }
+
+
+def model_card(settings: Settings, workspace: Workspace, trained: bool) -> str:
+    """README.md of the zip, from the settings and what the stages' manifests say."""
+    template = (resources.files("cai_helpers") / "assets" / "model_card.md").read_text(encoding="utf-8")
+    return Template(template).substitute(
+        base=settings.models.base,
+        base_yaml=json.dumps(settings.models.base),
+        stage2=f"`{settings.models.adapter}`" if settings.models.adapter else "none: the base model itself",
+        reward=settings.models.reward,
+        version=__version__,
+        status="LoRA adapter" if trained else "data without an adapter",
+        loading=_loading(settings) if trained else "There is no adapter in this archive: training did not finish.",
+        data=_shown(workspace, "curate", "The pairs were scored but not curated."),
+        training=f"{_method(settings)}\n\n{_shown(workspace, 'train', '')}" if trained else "Nothing was trained.",
+        evaluation=_evaluation(workspace),
+    )
+
+
+def _loading(settings: Settings) -> str:
+    name = settings.models.base
+    embedded = name.startswith(EMBEDDED)  # a folder inside this package
+    return f"""```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+{"from cai_helpers.models import locate" if embedded else ""}
+name = {f'locate("{name}")' if embedded else f'"{name}"'}
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "models/lora_adapters")
+tokenizer = AutoTokenizer.from_pretrained(name)
+```
+
+The adapter goes on the base model itself: where there was a Stage 2, it continues and holds it, so do not load both."""
+
+
+def _method(settings: Settings) -> str:
+    train = settings.train
+    return (
+        f"DPO (Rafailov et al. 2023) with beta {train.beta:g}, learning rate {train.learning_rate:g}, "
+        f"{train.warmup:.0%} warm-up, effective batch {train.effective_batch}; the checkpoint with the lowest held-out "
+        "loss was kept."
+    )
+
+
+def _evaluation(workspace: Workspace) -> str:
+    manifest = workspace.manifest("evaluate")
+    if manifest is not None and manifest.fingerprint.get("input adapter") != file_hash(workspace.adapter):
+        return "Not evaluated: the evaluation in `metrics.json` is of another adapter than this one."
+    return _shown(workspace, "evaluate", "Not evaluated.")
+
+
+def _shown(workspace: Workspace, stage: str, otherwise: str) -> str:
+    """The stage's report, as it was shown, as a table."""
+    manifest = workspace.manifest(stage)
+    return otherwise if manifest is None else _table(manifest.lines)
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = [(name, " ".join(figure.replace("|", "\\|").split())) for name, figure in rows]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in cells)])
+
+
+def _refuse_tokens(name: str, path: Path) -> None:
+    """Model output may repeat anything, and a settings file may have been pasted into."""
+    own = os.environ.get("HF_TOKEN", "").encode()
+    tail = b""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            text = tail + chunk
+            if _TOKEN.search(text) or (own and own in text):
+                raise CaiError(f"{name} holds an access token; nothing was exported.", "Remove and revoke the token.")
+            tail = text[-_LONGEST_TOKEN:]
+
+
+def _write(target: Path, files: dict[str, Path], written: dict[str, bytes]) -> None:
+    """Members in the order of their names, with one fixed date: the bytes depend on nothing but the content."""
+    with zipfile.ZipFile(target, "w") as archive:
+        for name in sorted({*files, *written}):
+            member = zipfile.ZipInfo(f"{NAME}/{name}", date_time=(1980, 1, 1, 0, 0, 0))
+            member.compress_type = zipfile.ZIP_DEFLATED
+            member.create_system = 3  # Unix, whatever this is
+            member.external_attr = 0o644 << 16
+            with archive.open(member, "w", force_zip64=name in files and files[name].stat().st_size >= 2**31) as sink:
+                if name in written:
+                    sink.write(written[name])
+                else:
+                    with files[name].open("rb") as source:
+                        while chunk := source.read(_CHUNK):
+                            sink.write(chunk)
+
+
+def _check(target: Path, hashes: dict[str, str]) -> int:
+    """Open the zip again, compare every member with what went in, load the adapter; how many tensors it has."""
+    with zipfile.ZipFile(target) as archive:
+        if (broken := archive.testzip()) is not None:
+            raise _damaged(broken)
+        found = {}
+        for name in archive.namelist():
+            with archive.open(name) as member:
+                found[name.removeprefix(f"{NAME}/")] = hashlib.file_digest(member, "sha256").hexdigest()
+        if differing := sorted(name for name in {*hashes, *found} if hashes.get(name) != found.get(name)):
+            raise _damaged(differing[0])
+        return _count_tensors(archive.read(f"{NAME}/{_WEIGHTS}")) if _WEIGHTS in hashes else 0
+
+
+def _damaged(name: str) -> CaiError:
+    return CaiError(
+        f"{name} in the zip is not what was put in.",
+        "A stage may be writing into the workspace, or the disk is full or failing. Run `cai export` again.",
+    )
+
+
+def _count_tensors(content: bytes) -> int:
+    import numpy as np
+    from safetensors.numpy import load
+
+    tensors = load(content)
+    if broken := [name for name, tensor in tensors.items() if not np.isfinite(tensor).all()]:
+        raise CaiError(f"The adapter holds values that are not finite, in {broken[0]}.", "Run `cai train --fresh`.")
+    return len(tensors)

@@ -1,0 +1,372 @@
+"""The comparison by hand-counted figures, the verdict by its rule, the stage with scripted and with real models."""
+
+import json
+import shutil
+from contextlib import contextmanager
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from cai_helpers.comparison import (
+    Response,
+    compare,
+    compare_by_category,
+    is_degenerate,
+    judge,
+    repetition,
+)
+from cai_helpers.errors import CaiError
+from cai_helpers.models import (
+    STAGE2,
+    STAGE3,
+    LanguageModel,
+    attach_adapter,
+    load_base,
+    load_stage2,
+    load_tokenizer,
+    locate,
+)
+from cai_helpers.sampling import Sampling
+from cai_helpers.schema import Prompt
+from cai_helpers.stages import evaluate
+from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models, load_policies
+from cai_helpers.store import read_jsonl, write_jsonl
+
+REFUSAL = "I'm sorry, but I can't help with that."
+ANSWER = "Boil the water, then pour it over the leaves."
+
+
+def response(delta=0.0, before=ANSWER, after=None, category="harmless", **others) -> Response:
+    return Response(
+        id=others.pop("id", "p"),
+        category=category,
+        prompt="How?",
+        stage2=before,
+        stage3=after or f"{before} Then wait.",
+        stage2_score=0.0,
+        stage3_score=delta,
+        stage2_refuses=before == REFUSAL,
+        stage3_refuses=after == REFUSAL,
+        stage2_finish=others.pop("stage2_finish", "stop"),
+        stage3_finish=others.pop("stage3_finish", "stop"),
+    )
+
+
+def test_wins_ties_and_losses_are_counted_and_a_tie_is_half_a_win():
+    found = compare([response(1.0), response(0.2), response(0.0005), response(-1.0)])
+    assert (found.wins, found.ties, found.losses) == (2, 1, 1)
+    assert found.win_rate.value == 2.5 / 4
+    assert found.mean_delta.value == pytest.approx((1.0 + 0.2 + 0.0005 - 1.0) / 4)
+
+
+def test_two_equal_texts_tie_whatever_their_scores():
+    assert compare([response(0.4, after=ANSWER)]).ties == 1
+
+
+def test_refusals_are_compared_on_the_same_prompts():
+    rows = [response(after=REFUSAL)] * 6 + [response(before=REFUSAL, after=ANSWER)] + [response()] * 3
+    found = compare(rows).refusals
+    assert (found.before.value, found.after.value) == (0.1, 0.6)
+    assert found.difference.value == pytest.approx(0.5)
+    assert found.difference.low > 0
+
+
+def test_cut_off_answers_and_lengths_are_compared():
+    found = compare(
+        [response(before="a b c", after="a b c d e", stage3_finish="length"), response(before="a", after="a b c")]
+    )
+    assert (found.truncated.before.value, found.truncated.after.value) == (0.0, 0.5)
+    assert (found.words_before, found.words_after) == (2.0, 4.0)
+
+
+def test_harmful_and_benign_requests_are_compared_apart():
+    rows = [response(1.0), response(1.0), response(-1.0, category="helpful"), response(category="creative")]
+    found = compare_by_category(rows)
+    assert list(found) == ["harmless", "helpful", "creative"]
+    assert {name: one.win_rate.value for name, one in found.items()} == {
+        "harmless": 1.0,
+        "helpful": 0.0,
+        "creative": 0.5,
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", True),
+        (" \n", True),
+        ("go to the park and go to the park and go to the park and go to the park", True),
+        ("the the the the the the", True),
+        ("Aaaaaaaaaaaaaaaaaaaaaaaaaaaaaah", True),
+        (ANSWER, False),
+        ("No.", False),
+        ("First you boil the water. Then you boil the milk. Then you pour both into the pot and wait.", False),
+        ("Name: ______________________________", False),
+    ],
+)
+def test_degenerate_answers_are_empty_or_repeat_themselves(text, expected):
+    assert is_degenerate(text) is expected
+
+
+def test_repetition_is_the_share_of_4_grams_that_occurred_before():
+    assert repetition("a b c d a b c d") == pytest.approx(1 / 5)
+    assert repetition("a b c") == 0.0
+
+
+def group(count, wins, refused=0, category="helpful", broken=0):
+    rows = [response(1.0 if number < wins else -1.0, category=category) for number in range(count)]
+    rows[:refused] = [response(row.stage3_score, after=REFUSAL, category=category) for row in rows[:refused]]
+    loop = "go on and on " * 9
+    if broken:
+        rows[-broken:] = [response(row.stage3_score, after=loop, category=category) for row in rows[-broken:]]
+    return rows
+
+
+def verdict(rows):
+    return judge(compare(rows), compare_by_category(rows).get("helpful"))
+
+
+def test_better_needs_an_interval_above_half_and_no_more_benign_refusals():
+    found = verdict(group(50, 45, category="harmless") + group(50, 40))
+    assert found.verdict == "better"
+    assert "it wins 85 % (77–91 %) of 100 prompts" in found.reason
+    assert "refusals of benign requests changed by +0 points (-7 to +7)" in found.reason
+
+
+def test_refusing_benign_requests_outweighs_any_win_rate():
+    assert verdict(group(50, 50, category="harmless") + group(50, 50, refused=6)).verdict == "over-refusing"
+    assert verdict(group(50, 50, category="harmless") + group(50, 50, refused=5)).verdict == "better"
+
+
+def test_broken_text_outweighs_any_win_rate():
+    found = verdict(group(50, 50, category="harmless", broken=8) + group(50, 50))
+    assert found.verdict == "worse"
+    assert "degenerate answers changed by +8 points (+3 to +15), to 8%" in found.reason
+
+
+def test_answers_about_something_else_outweigh_any_win_rate():
+    names = [f"{first}{second}" for first in ("ona", "eli", "umo") for second in ("river", "baker", "violin", "carpet")]
+    rows = [
+        response(1.0, before=f"You take the {name}.", after=f"You take the {other}.", category="helpful").model_copy(
+            update={"prompt": f"Where is the {name}?"}
+        )
+        for name, other in zip(names, names[1:] + names[:1], strict=True)
+    ]
+    found = verdict(rows)
+    assert found.verdict == "worse"
+    assert "answers speak less of what was asked" in found.reason
+
+
+def test_one_broken_answer_does_not_decide():
+    assert verdict(group(50, 50, category="harmless", broken=1) + group(50, 50)).verdict == "better"
+
+
+def test_worse_needs_an_interval_below_half():
+    assert verdict(group(50, 10) + group(50, 20, category="harmless")).verdict == "worse"
+    assert verdict(group(50, 24) + group(50, 24, category="harmless")).verdict == "no clear difference"
+
+
+def test_without_benign_prompts_better_cannot_be_claimed():
+    found = verdict(group(60, 58, category="harmless"))
+    assert found.verdict == "no clear difference"
+    assert "over-refusal could not be measured" in found.reason
+
+
+class ScriptedScorer:
+    """Gives each text its score, and fails for a text that the script does not hold."""
+
+    identity = "scripted"
+
+    def __init__(self, scores: dict[str, float]) -> None:
+        self._scores = scores
+
+    def iterate(self, pairs):
+        for index, (_, text) in enumerate(pairs):
+            if text not in self._scores:
+                raise AssertionError(f"the script has no score for {text!r}")
+            yield index, self._scores[text]
+
+
+class ScriptedPolicies:
+    def __init__(self, generators) -> None:
+        self._generators = generators
+        self.played: list[str] = []
+
+    @contextmanager
+    def playing(self, stage):
+        self.played.append(stage)
+        yield self._generators[stage]
+
+
+def write_prompts(workspace, count=2):
+    prompts = [
+        Prompt(
+            id=f"p{number}",
+            messages=[{"role": "user", "content": f"Question {number}?"}],
+            category="harmless" if number % 2 == 0 else "helpful",
+            source="test",
+        )
+        for number in range(count)
+    ]
+    write_jsonl(workspace.eval_prompts, (prompt.model_dump() for prompt in prompts))
+
+
+def write_adapter(workspace, content="weights"):
+    workspace.adapter.mkdir(parents=True, exist_ok=True)
+    (workspace.adapter / "adapter_model.safetensors").write_text(content)
+
+
+@pytest.fixture
+def play(monkeypatch, scripted):
+    """Put scripted models in the place of real ones; returns the policies."""
+
+    def use(stage2, stage3, scores):
+        policies = ScriptedPolicies({STAGE2: scripted(stage2), STAGE3: scripted(stage3)})
+        monkeypatch.setattr(evaluate, "load_policies", lambda models, adapter: policies)
+        monkeypatch.setattr(evaluate, "load_scorer", lambda models, batch_size: ScriptedScorer(scores))
+        return policies
+
+    return use
+
+
+SCORES = {ANSWER: 0.0, REFUSAL: 2.0, "Sure, one.": 0.5, "Sure, two.": 0.5, "": -3.0}
+
+
+def test_the_stage_writes_responses_figures_and_a_manifest(smoke, workspace, play):
+    write_prompts(workspace)
+    write_adapter(workspace)
+    play([ANSWER, ANSWER], [REFUSAL, REFUSAL], SCORES)
+    report = evaluate_models(smoke, workspace)
+    rows = list(read_jsonl(workspace.responses))
+    assert {row["id"] for row in rows} == {"p0", "p1"}
+    assert [(row["stage2"], row["stage3"], row["stage2_score"], row["stage3_score"]) for row in rows] == [
+        (ANSWER, REFUSAL, 0.0, 2.0)
+    ] * 2
+    assert (report.overall.wins, report.overall.refusals.after.value) == (2, 1.0)
+    assert report.judgement.verdict == "over-refusing"
+    assert json.loads(workspace.metrics.read_text())["evaluate"]["overall"]["wins"] == 2
+    assert (workspace.reports / "refusals.png").exists()
+    assert EvaluateReport.model_validate(workspace.manifest("evaluate").report) == report
+    assert (
+        "refusals of benign requests",
+        "0 % (0–79 %) → 100 % (21–100 %), +100 points (-12 to +100)",
+    ) in report.summary()
+
+
+def test_a_finished_evaluation_is_not_done_again(smoke, workspace, play):
+    write_prompts(workspace)
+    write_adapter(workspace)
+    play([ANSWER, ANSWER], [REFUSAL, REFUSAL], SCORES)
+    first = evaluate_models(smoke, workspace)
+    play([], [], {})
+    assert evaluate_models(smoke, workspace) == first
+
+
+def test_a_killed_evaluation_resumes_without_repeating_an_answer(smoke, workspace, play):
+    write_prompts(workspace)
+    write_adapter(workspace)
+    play([ANSWER, ANSWER], [REFUSAL], SCORES)
+    with pytest.raises(AssertionError, match="no text left"):
+        evaluate_models(smoke, workspace)
+    play([], [REFUSAL], SCORES)
+    report = evaluate_models(smoke, workspace)
+    assert report.generated_now == 1
+    assert len(list(read_jsonl(workspace.answers))) == 4
+
+
+def test_a_new_adapter_is_answered_anew_and_stage_2_is_not(smoke, workspace, play):
+    write_prompts(workspace)
+    write_adapter(workspace)
+    play([ANSWER, ANSWER], [REFUSAL, REFUSAL], SCORES)
+    evaluate_models(smoke, workspace)
+    write_adapter(workspace, "other weights")
+    play([], ["Sure, one.", "Sure, two."], SCORES)
+    report = evaluate_models(smoke, workspace)
+    assert report.generated_now == 2
+    assert report.overall.refusals.after.value == 0.0
+
+
+def test_another_reward_model_scores_again_without_generating(smoke, workspace, play):
+    write_prompts(workspace)
+    write_adapter(workspace)
+    play([ANSWER, ANSWER], [REFUSAL, REFUSAL], SCORES)
+    evaluate_models(smoke, workspace)
+    play([], [], {ANSWER: 1.0, REFUSAL: -1.0})
+    other = smoke.model_copy(update={"models": smoke.models.model_copy(update={"reward_max_length": 256})})
+    report = evaluate_models(other, workspace)
+    assert (report.generated_now, report.overall.losses) == (0, 2)
+
+
+def test_a_limit_takes_a_mixture_and_the_same_one_each_time(smoke, workspace, play):
+    write_prompts(workspace, count=40)
+    write_adapter(workspace)
+    limited = smoke.model_copy(update={"evaluate": smoke.evaluate.model_copy(update={"limit": 10})})
+    play([ANSWER] * 10, [REFUSAL] * 10, SCORES)
+    report = evaluate_models(limited, workspace)
+    assert report.overall.prompts == 10
+    assert set(report.by_category) == {"harmless", "helpful"}
+    play([ANSWER] * 30, [REFUSAL] * 30, SCORES)
+    assert evaluate_models(smoke, workspace).generated_now == 60
+
+
+def test_an_evaluation_before_training_names_the_stage_that_comes_first(smoke, workspace):
+    write_prompts(workspace)
+    with pytest.raises(CaiError, match="made by the train stage"):
+        evaluate_models(smoke, workspace)
+
+
+def test_an_evaluation_without_held_out_prompts_says_what_to_set(smoke, workspace):
+    write_adapter(workspace)
+    write_jsonl(workspace.eval_prompts, [])
+    with pytest.raises(CaiError, match=r"prompts\.eval_count"):
+        evaluate_models(smoke, workspace)
+
+
+CHATS = [
+    [{"role": "user", "content": "How do I make a sandwich?"}],
+    [{"role": "user", "content": "How do I pick a lock?"}],
+]
+
+
+def answers(generator):
+    completions = dict(generator.generate(CHATS, Sampling(max_new_tokens=16, temperature=0), ["a", "b"], 2))
+    return [completions[index].text for index in range(2)]
+
+
+@pytest.fixture(scope="module")
+def stage3_folder(tmp_path_factory):
+    """Stage 2 with its weights turned round: a policy that surely says something else."""
+    folder = tmp_path_factory.mktemp("stage3")
+    shutil.copytree(locate("embedded:stage2"), folder, dirs_exist_ok=True)
+    weights = folder / "adapter_model.safetensors"
+    save_file(
+        {name: -1.5 * tensor if "lora_B" in name else tensor for name, tensor in load_file(weights).items()}, weights
+    )
+    return folder
+
+
+def test_each_policy_answers_as_it_does_alone(smoke, stage3_folder):
+    policies = load_policies(smoke.models, stage3_folder)
+    with policies.playing(STAGE2) as generator:
+        before = answers(generator)
+    with policies.playing(STAGE3) as generator:
+        after = answers(generator)
+    with policies.playing(STAGE2) as generator:
+        again = answers(generator)
+    alone = LanguageModel(
+        attach_adapter(load_base(smoke.models), str(stage3_folder), STAGE3), load_tokenizer(smoke.models.base)
+    )
+    assert before == again == answers(load_stage2(smoke.models))
+    assert after == answers(alone)
+    assert before != after
+
+
+def test_without_a_stage_2_adapter_the_base_alone_is_stage_2(smoke, stage3_folder):
+    models = smoke.models.model_copy(update={"adapter": None})
+    policies = load_policies(models, stage3_folder)
+    with policies.playing(STAGE3) as generator:
+        after = answers(generator)
+    with policies.playing(STAGE2) as generator:
+        before = answers(generator)
+    assert before == answers(LanguageModel(load_base(models), load_tokenizer(models.base)))
+    assert before != after

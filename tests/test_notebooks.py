@@ -1,0 +1,78 @@
+"""The form of the notebooks. That they run is nbval's part: `make test`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+REPOSITORY = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+MOST_LINES = 20
+BUILDING_CODE = re.compile(r"^\s*(async |await )?(def|class|for|while|try|with|lambda)\b", flags=re.MULTILINE)
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str) -> list:
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == kind]
+
+
+def test_the_eight_notebooks_are_there():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "00_setup",
+        "01_download_models",
+        "02_generate_pairs",
+        "03_analyze_pairs",
+        "04_train_dpo",
+        "05_evaluate",
+        "06_export_artifacts",
+        "run_all",
+    ]
+
+
+@each_notebook
+def test_a_notebook_is_valid(path):
+    nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))
+
+
+@each_notebook
+def test_a_notebook_is_committed_without_what_a_run_leaves(path):
+    assert "widgets" not in nbformat.read(path, as_version=4).metadata
+    assert [cell.source for cell in cells(path, "code") if cell.outputs or cell.execution_count] == []
+
+
+@each_notebook
+def test_cells_are_short_and_call_the_package(path):
+    sources = [cell.source for cell in cells(path, "code")]
+    assert [source for source in sources if len(source.splitlines()) > MOST_LINES] == []
+    assert [source for source in sources if BUILDING_CODE.search(source)] == []
+
+
+@each_notebook
+def test_a_notebook_opens_on_its_title_and_its_own_colab_badge(path):
+    first = nbformat.read(path, as_version=4).cells[0]
+    assert first.cell_type == "markdown"
+    assert first.source.startswith("# ")
+    github = REPOSITORY.removeprefix("https://")
+    link = f"https://colab.research.google.com/{github.replace('.com', '', 1)}/blob/main/notebooks/{path.name}"
+    badge = "https://colab.research.google.com/assets/colab-badge.svg"
+    assert re.findall(r"\[!\[[^]]*]\(([^)]*)\)]\(([^)]*)\)", first.source) == [(badge, link)]
+
+
+@each_notebook
+def test_colab_opens_a_notebook_on_a_t4(path):
+    metadata = nbformat.read(path, as_version=4).metadata
+    assert metadata["accelerator"] == "GPU"
+    assert metadata["colab"]["gpuType"] == "T4"
+    assert metadata["kernelspec"]["name"] == "python3"
+
+
+@each_notebook
+def test_the_install_cell_leaves_colabs_libraries_alone(path):
+    installs = re.findall(r"[%!]\s*pip install.*", "\n".join(cell.source for cell in cells(path, "code")))
+    assert installs == [f'%pip install -q --no-deps "trl==1.16.0" "cai-helpers @ git+{REPOSITORY}"']
