@@ -131,6 +131,23 @@ def download(settings: Settings, workspace: Workspace) -> StageReport:
 
 
 @_command
+def bakeoff(
+    settings: Settings,
+    workspace: Workspace,
+    n: Annotated[int, typer.Option("--n", min=2, help="Prompts a protocol.")] = 24,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="Compare only these, e.g. --protocol single/short+2. Repeatable.")
+    ] = None,
+) -> StageReport:
+    """Try every critique protocol on a few prompts, and recommend one to `generate`."""
+    from cai_helpers.stages.bakeoff import compare_protocols
+
+    report = compare_protocols(settings, workspace, n, protocol)
+    workspace.save_settings(settings)
+    return report
+
+
+@_command
 def generate(settings: Settings, workspace: Workspace, fresh: Fresh = False) -> StageReport:
     """Draft, critique and revise: pairs/traces.jsonl."""
     from cai_helpers.stages.generate import generate_pairs

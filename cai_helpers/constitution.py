@@ -8,10 +8,9 @@ from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cai_helpers.errors import CaiError
+from cai_helpers.yaml_file import read_yaml
 
 
 class _Frozen(BaseModel):
@@ -60,19 +59,10 @@ def load_constitution(path: Path | None = None) -> Constitution:
     """The constitution in `path`, by default the package's own.
 
     Raises:
-        CaiError: the file is not YAML of the expected form; the message names the place.
+        CaiError: the file is not YAML of the expected form; the message names the lines.
     """
     source = path or resources.files("cai_helpers") / "assets" / "constitution.yaml"
-    try:
-        return Constitution.model_validate(yaml.safe_load(source.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise CaiError(f"{source} is not valid YAML: {error}", "Correct the line that is named.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = " → ".join(str(part) for part in first["loc"]) or "the file"
-        raise CaiError(
-            f"{source}: {place}: {first['msg']}", "Compare with cai_helpers/assets/constitution.yaml."
-        ) from error
+    return read_yaml(source, Constitution, "cai_helpers/assets/constitution.yaml")
 
 
 def select_principles(

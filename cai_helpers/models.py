@@ -31,7 +31,10 @@ class Generator(Protocol):
     def generate(
         self, chats: list[Messages], sampling: Sampling, keys: list[str], batch_size: int
     ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index into `chats`, completion) as rows finish. `keys` name the rows' randomness."""
+        """Yield (index into `chats`, completion) as rows finish; a row that failed for now is left out.
+
+        keys: one a chat; they name the rows' randomness.
+        """
 
 
 class LanguageModel:

@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cai_helpers import settings as settings_module
 from cai_helpers.errors import CaiError
-from cai_helpers.models import EMBEDDED, from_hub, locate
-from cai_helpers.schema import Message, Messages, Prompt, StageReport
-from cai_helpers.store import read_jsonl
-
-# Where a conversation stands, in the order of preference. `chosen` and `rejected` end on a response, which is cut off.
-_COLUMNS = ("messages", "conversations", "conversation", "prompt", "chosen", "question", "instruction", "text")
-_TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
-_ROLES = {"human": "user", "user": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
-_CATEGORY_OF_SUBSET = {"harmless": "harmless", "red-team": "harmless", "helpful": "helpful"}
-
-
-class Malformed(ValueError):
-    """A row that is no usable conversation; the text is the reason it is counted under."""
+from cai_helpers.models import fold_system, load_tokenizer
+from cai_helpers.prompt_sources import Malformed, conversation, read_rows
+from cai_helpers.schema import Messages, Prompt, StageReport
+from cai_helpers.store import write_json, write_jsonl
+from cai_helpers.workspace import Workspace
 
 
 class PromptSplit(NamedTuple):
@@ -100,6 +90,24 @@ def load_prompts(settings: settings_module.Prompts, seed: int, count_tokens: Cal
     return PromptSplit(train, held_out, _summary(tally, train, held_out))
 
 
+def write_prompts(settings: settings_module.Settings, workspace: Workspace) -> PromptSplit:
+    """Load and split the prompts of the settings, and keep them in the workspace.
+
+    The evaluation prompts are taken out here, before anything is generated.
+    """
+    tokenizer = load_tokenizer(settings.models.base)
+
+    def count_tokens(chat: Messages) -> int:
+        text = tokenizer.apply_chat_template(fold_system(chat), tokenize=False, add_generation_prompt=True)
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    split = load_prompts(settings.prompts, settings.seed, count_tokens)
+    write_jsonl(workspace.prompts, (prompt.model_dump() for prompt in split.train))
+    write_jsonl(workspace.eval_prompts, (prompt.model_dump() for prompt in split.eval))
+    write_json(workspace.prompt_summary, split.summary.model_dump())
+    return split
+
+
 def prompt_id(messages: Messages) -> str:
     """A stable name: hash of the roles and the text, with case, white space and Unicode form levelled."""
     text = "\n".join(f"{message['role']}: {normalised(message['content'])}" for message in messages)
@@ -110,113 +118,14 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def parse_transcript(text: str) -> Messages:
-    """Turns of an "\\n\\nHuman: … \\n\\nAssistant: …" transcript. "Human:" inside a line is text, not a turn.
-
-    Raises:
-        Malformed: no turns, or text before the first one.
-    """
-    text = text.strip()
-    parts = _TURN.split(text)
-    if len(parts) < 3 or parts[0].strip():
-        raise Malformed("no Human/Assistant turns")
-    return [
-        {"role": _ROLES[speaker.lower()], "content": content.strip()}
-        for speaker, content in zip(parts[1::2], parts[2::2], strict=True)
-    ]
-
-
-def as_prompt_messages(value: Any) -> Messages:
-    """A conversation that ends on a user turn, from a message list, a transcript or plain text.
-
-    A closing assistant turn is cut off: it is the response, not the prompt.
-
-    Raises:
-        Malformed: with the reason.
-    """
-    if isinstance(value, list):
-        messages = [_message(item) for item in value]
-    elif isinstance(value, str) and _TURN.match(value.strip()):
-        messages = parse_transcript(value)
-    elif isinstance(value, str):
-        messages = [Message(role="user", content=value.strip())]
-    else:
-        raise Malformed("neither text nor a list of messages")
-    while messages and messages[-1]["role"] == "assistant":
-        messages.pop()
-    if not messages:
-        raise Malformed("no user turn")
-    if any(not message["content"] for message in messages):
-        raise Malformed("an empty turn")
-    roles = [message["role"] for message in messages if message["role"] != "system"]
-    if roles[::2] != ["user"] * len(roles[::2]) or roles[1::2] != ["assistant"] * len(roles[1::2]):
-        raise Malformed("user and assistant do not alternate")
-    if any(message["role"] == "system" for message in messages[1:]):
-        raise Malformed("a system turn after the first")
-    return messages
-
-
-def _message(item: Any) -> Message:
-    if not isinstance(item, dict):
-        raise Malformed("a message is not an object")
-    role = _ROLES.get(str(item.get("role", item.get("from", ""))).lower())
-    content = item.get("content", item.get("value"))
-    if role is None or not isinstance(content, str):
-        raise Malformed("a message without role or text")
-    return Message(role=role, content=content.strip())
-
-
-class _Row(NamedTuple):
-    value: dict[str, Any]
-    category: str
-    source: str
-
-
-def _read(source: str, settings: settings_module.Prompts, tally: _Tally) -> Iterator[_Row]:
-    path = Path(locate(source))
-    if path.is_file():
-        rows = _read_file(path, source if source.startswith(EMBEDDED) else path.name)
-    elif source.startswith((EMBEDDED, ".", "/", "~")) or path.suffix:
-        raise CaiError(f"There is no file {path}.", "Check the path, or name a Hub dataset such as Anthropic/hh-rlhf.")
-    else:
-        rows = _read_hub(source, settings)
-    for row in rows:
-        tally.rows += 1
-        yield row
-
-
-def _read_file(path: Path, name: str) -> Iterator[_Row]:
-    category = next((value for key, value in _CATEGORY_OF_SUBSET.items() if key in path.name), "unknown")
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        for value in read_jsonl(path):
-            yield _Row(value, value.get("category") or category, name)
-    elif path.suffix == ".txt":
-        for line in path.read_text(encoding="utf-8").split("\n"):
-            if line.strip():
-                yield _Row({"prompt": line}, category, name)
-    else:
-        raise CaiError(f"{path.name}: this kind of file is not read.", "Give .jsonl, .jsonl.gz or .txt.")
-
-
-def _read_hub(source: str, settings: settings_module.Prompts) -> Iterator[_Row]:
-    from datasets import load_dataset
-
-    subsets = settings.subsets if source == "Anthropic/hh-rlhf" else [None]
-    for subset in subsets:
-        dataset = from_hub(lambda subset=subset: load_dataset(source, data_dir=subset, split=settings.split), source)
-        name = f"{source}/{subset}" if subset else source
-        category = next((value for key, value in _CATEGORY_OF_SUBSET.items() if key in name), "unknown")
-        for value in dataset:
-            yield _Row(value, value.get("category") or category, name)
-
-
 def _pool(source: str, settings: settings_module.Prompts, seed: int, tally: _Tally) -> list[Prompt]:
     """Every well-formed conversation of the source once, sources mixed round-robin, so that any limit takes equal parts."""
     by_source: dict[str, list[Prompt]] = {}
     seen: set[str] = set()
-    for row in _read(source, settings, tally):
+    for row in read_rows(source, settings):
+        tally.rows += 1
         try:
-            messages = as_prompt_messages(_conversation(row.value, settings.column))
+            messages = conversation(row, settings.column)
         except Malformed as reason:
             tally.skipped[str(reason)] += 1
             continue
@@ -252,13 +161,6 @@ def _without(prompts: Iterable[Prompt], ids: set[str], tally: _Tally) -> Iterato
             tally.leaks += 1
         else:
             yield prompt
-
-
-def _conversation(row: dict[str, Any], column: str | None) -> Any:
-    for name in [column] if column else _COLUMNS:
-        if row.get(name) is not None:
-            return row[name]
-    raise Malformed(f"no column {column!r}" if column else "no known conversation column")
 
 
 def _fit(messages: Messages, max_tokens: int, count_tokens: Callable[[Messages], int]) -> Messages:

@@ -20,14 +20,27 @@ class Message(TypedDict):
 Messages = list[Message]
 
 # Why a pair is what it is. Only `revised` carries a revision; every other outcome keeps the draft and says why.
-Outcome = Literal["revised", "kept", "meta_commentary", "too_short", "truncated", "unparsed"]
+Outcome = Literal[
+    "revised",
+    "kept",
+    "meta_commentary",
+    "echo",
+    "too_short",
+    "truncated",
+    "degenerate",
+    "unparsed",
+    "refused_to_critique",
+]
 OUTCOME_MEANING: dict[str, str] = {
     "revised": "the critic wrote a usable revision",
     "kept": "the critic judged the draft good (KEEP_ORIGINAL); a success, not a defect",
     "meta_commentary": "the revision talks about a response instead of being one",
+    "echo": "the revision repeats the prompt, the instructions or their labels",
     "too_short": "the revision has fewer than five words",
-    "truncated": "the output hit the token limit before it ended",
+    "truncated": "the critic hit the token limit before it ended",
+    "degenerate": "the revision goes round in circles",
     "unparsed": "the output does not have the form that was asked for",
+    "refused_to_critique": "the critic refused instead of criticising",
 }
 
 Side = Literal["base", "revised"]

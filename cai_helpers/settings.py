@@ -30,10 +30,13 @@ class Models(_Frozen):
 
 
 class Prompts(_Frozen):
-    source: str = "Anthropic/hh-rlhf"  # file (.jsonl, .jsonl.gz, .txt) or Hub dataset
-    subsets: list[str] = ["harmless-base", "helpful-base"]  # a Hub dataset's folders, mixed in equal parts
-    split: str = "train"
+    source: str = (
+        "Anthropic/hh-rlhf"  # file (.jsonl, .jsonl.gz, .parquet, .txt), Hub dataset, or a folder laid out like one
+    )
+    subsets: list[str] = ["harmless-base", "helpful-base"]  # sub-folders of hh-rlhf, mixed in equal parts
+    split: str = "train"  # of a dataset, in its own notation: "test[:1000]+train[:1500]"; applied to each subset
     column: str | None = None  # where the conversation stands; found by itself for the usual names
+    category_column: str = "category"  # rows without one take it from the name of the file or subset
     eval_source: str | None = None  # held-out prompts; without one, eval_count are split off the source
     eval_count: int = Field(200, ge=0)  # prompts held out, taken before anything is generated
     limit: int | None = Field(1500, ge=1)  # training prompts
@@ -41,7 +44,10 @@ class Prompts(_Frozen):
 
 
 class Generate(_Frozen):
-    protocol: str = "single/short"  # see assets/protocols.yaml
+    protocol: str = (
+        "auto"  # see assets/protocols.yaml; "single/short+2" shows 2 demonstrations; auto: what a bake-off recommends
+    )
+    critic: Literal["local", "api"] = "local"  # api: drafts here, critique and revision from `endpoint`
     constitution: str | None = None  # your own YAML; default assets/constitution.yaml
     protocols_file: str | None = None  # your own wording; default assets/protocols.yaml
     most_principles: int = Field(2, ge=1, le=5)  # shown to the critic for one pair
@@ -50,6 +56,17 @@ class Generate(_Frozen):
     temperature: float = Field(0.7, ge=0)  # 0 is greedy
     top_p: float = Field(0.95, gt=0, le=1)
     batch_size: int = Field(32, ge=1)  # halved on out-of-memory
+
+
+class Endpoint(_Frozen):
+    base_url: str | None = None  # OpenAI-compatible, e.g. http://localhost:8000/v1
+    model: str | None = None  # the name the endpoint knows it by
+    key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; the key itself is never stored
+    concurrency: int = Field(8, ge=1)  # requests at once
+    retries: int = Field(3, ge=0)  # after a failed request, with growing pauses
+    timeout: float = Field(60, gt=0)  # seconds a request
+    input_price: float = Field(0, ge=0)  # currency units a million tokens, for the cost that is reported
+    output_price: float = Field(0, ge=0)
 
 
 class Score(_Frozen):
@@ -98,6 +115,7 @@ class Settings(_Frozen):
     models: Models = Models()
     prompts: Prompts = Prompts()
     generate: Generate = Generate()
+    endpoint: Endpoint = Endpoint()
     score: Score = Score()
     curate: Curate = Curate()
     train: Train = Train()

@@ -48,10 +48,12 @@ class Workspace:
         self.root = Path(root)
         self.pairs_dir = self.root / "pairs"
         self.prompts = self.pairs_dir / "prompts.jsonl"
+        self.prompt_summary = self.pairs_dir / "prompt_summary.json"
         self.eval_prompts = self.pairs_dir / "eval_prompts.jsonl"
         self.traces = self.pairs_dir / "traces.jsonl"
         self.scores = self.pairs_dir / "scores.jsonl"
         self.pairs = self.pairs_dir / "pairs.jsonl"
+        self.bakeoff = self.root / "bakeoff" / "result.json"
         self.dataset_dir = self.root / "dpo_dataset"
         self.train_rows = self.dataset_dir / "train.jsonl"
         self.eval_rows = self.dataset_dir / "eval.jsonl"

@@ -50,7 +50,7 @@ def test_an_indicator_is_a_whole_word_unless_it_ends_in_a_star():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("principles: [", "not valid YAML"),
+        ("categories: {}\nprinciples: [", "line 2: not valid YAML"),
         ("categories: {}\nprinciples: []", "principles"),
         (
             "categories: {a: {weight: 1, title: A}}\n"
@@ -60,7 +60,7 @@ def test_an_indicator_is_a_whole_word_unless_it_ends_in_a_star():
         (
             "categories: {a: {weight: 1, title: A}}\n"
             "principles: [{id: X, category: a, text: Do no harm at all., indicators: [true], example: e}]",
-            "indicators → 0: Input should be a valid string",
+            "line 2: principles → 0 → indicators → 0: Input should be a valid string",
         ),
     ],
 )

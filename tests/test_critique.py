@@ -11,9 +11,14 @@ from cai_helpers.critique import (
     parse_single,
     revision_chat,
 )
+from cai_helpers.errors import CaiError
 from cai_helpers.schema import Completion
 
 CHAT = [{"role": "user", "content": "How do I steal a {response}?"}]
+
+
+SINGLE = load_protocol("single/short")
+PROMPT = "How do I steal a bike from the station?"
 
 
 def completion(text: str, finish: str = "stop") -> Completion:
@@ -21,7 +26,9 @@ def completion(text: str, finish: str = "stop") -> Completion:
 
 
 def test_a_well_formed_answer_is_a_revision():
-    verdict = parse_single(completion("CRITIQUE: It helps a thief.\nREVISION: I can't help with stealing a bike."))
+    verdict = parse_single(
+        completion("CRITIQUE: It helps a thief.\nREVISION: I can't help with stealing a bike."), SINGLE, PROMPT
+    )
     assert verdict.outcome == "revised"
     assert verdict.critique == "It helps a thief."
     assert verdict.revision == "I can't help with stealing a bike."
@@ -46,7 +53,7 @@ def test_a_well_formed_answer_is_a_revision():
     ],
 )
 def test_every_other_form_has_its_outcome_and_reason(text, outcome, reason):
-    verdict = parse_single(completion(text))
+    verdict = parse_single(completion(text), SINGLE, PROMPT)
     assert (verdict.outcome, verdict.reason, verdict.revision) == (outcome, reason, "")
 
 
@@ -71,7 +78,7 @@ def test_every_other_form_has_its_outcome_and_reason(text, outcome, reason):
     ],
 )
 def test_a_revision_that_talks_about_a_response_is_meta_commentary(opening):
-    assert judge_revision("a", completion(opening)).outcome == "meta_commentary"
+    assert judge_revision("a", completion(opening), SINGLE, PROMPT).outcome == "meta_commentary"
 
 
 @pytest.mark.parametrize(
@@ -86,13 +93,13 @@ def test_a_revision_that_talks_about_a_response_is_meta_commentary(opening):
     ],
 )
 def test_an_ordinary_opening_is_not_meta_commentary(revision):
-    assert judge_revision("a", completion(revision)).outcome == "revised"
+    assert judge_revision("a", completion(revision), SINGLE, PROMPT).outcome == "revised"
 
 
 def test_an_output_cut_off_at_the_limit_is_truncated_not_revised():
     text = "CRITIQUE: It helps.\nREVISION: I can't help you with that but I"
-    assert parse_single(completion(text, "length")).outcome == "truncated"
-    assert parse_single(completion("CRITIQUE: It goes on and", "length")).outcome == "truncated"
+    assert parse_single(completion(text, "length"), SINGLE, PROMPT).outcome == "truncated"
+    assert parse_single(completion("CRITIQUE: It goes on and", "length"), SINGLE, PROMPT).outcome == "truncated"
 
 
 def test_a_critique_of_two_steps_settles_only_what_it_keeps():
@@ -115,7 +122,7 @@ def test_templates_show_the_critic_everything_and_expand_nothing_twice():
 
 
 def test_an_unknown_protocol_names_the_known_ones():
-    with pytest.raises(ValueError, match="it has single/short, single/full, two_step/short, two_step/full"):
+    with pytest.raises(CaiError, match="there is single/short, single/full, two_step/short, two_step/full"):
         load_protocol("single/long")
 
 
@@ -140,7 +147,7 @@ OUTPUTS = st.one_of(
 @settings(max_examples=400, deadline=None, derandomize=True)
 @given(OUTPUTS, st.sampled_from(["stop", "length"]))
 def test_the_parser_never_raises_and_never_returns_an_empty_or_labelled_revision(text, finish):
-    verdict = parse_single(completion(text, finish))
+    verdict = parse_single(completion(text, finish), SINGLE, PROMPT)
     assert verdict.reason
     assert (verdict.outcome == "revised") == bool(verdict.revision)
     if verdict.revision:
@@ -148,3 +155,55 @@ def test_the_parser_never_raises_and_never_returns_an_empty_or_labelled_revision
         assert "KEEP_ORIGINAL" not in verdict.revision
         assert "\nREVISION:" not in verdict.revision
         assert "\nCRITIQUE:" not in verdict.revision
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome", "reason"),
+    [
+        ("CRITIQUE: a\nREVISION: how do I steal a bike, from the STATION?", "echo", "the revision repeats the prompt"),
+        (
+            "CRITIQUE: a\nREVISION: I can't help. REVISION: I can't help with that.",
+            "echo",
+            "the revision holds the label 'REVISION:'",
+        ),
+        (
+            "CRITIQUE: a\nREVISION: Then write the improved response itself, or leave it.",
+            "echo",
+            "the revision repeats the instructions: 'then write the improved response itself'",
+        ),
+        ("CRITIQUE: a\nREVISION: I can't help " + "with that one " * 8, "degenerate", "the revision repeats itself"),
+        (
+            "I'm sorry, but I can't help with that request.",
+            "refused_to_critique",
+            "the critic answered \"I'm sorry, but I can't help\"",
+        ),
+        ("so so so so so so so so so so so so", "degenerate", "the critique repeats itself"),
+    ],
+)
+def test_echoes_loops_and_refusals_to_criticise_are_told_apart(text, outcome, reason):
+    verdict = parse_single(completion(text), SINGLE, PROMPT)
+    assert (verdict.outcome, verdict.reason) == (outcome, reason)
+
+
+def test_a_refusal_to_criticise_ends_a_two_step_pair():
+    assert parse_critique(completion("I cannot help with this request.")).outcome == "refused_to_critique"
+
+
+def test_demonstrations_come_as_earlier_turns_in_the_form_that_is_asked_for():
+    principle = load_constitution().principles[0]
+    chat = critique_chat(load_protocol("single/short+2"), CHAT, "Cut it.", [principle])
+    assert [turn["role"] for turn in chat] == ["user", "assistant"] * 2 + ["user"]
+    for turn in chat[1::2]:
+        shown = parse_single(completion(turn["content"]), SINGLE, PROMPT)
+        assert shown.outcome == "revised"
+    chat = revision_chat(load_protocol("two_step/full+1"), CHAT, "Cut it.", "It helps.")
+    assert [turn["role"] for turn in chat] == ["user", "assistant", "user"]
+    with pytest.raises(CaiError, match=r"up to \+4"):
+        load_protocol("single/short+5")
+
+
+def test_a_protocols_file_of_ones_own_is_checked_by_line(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("single:\n  mine: Judge {response}\ntwo_step:\n  mine:\n    critique: Judge {response}\n")
+    with pytest.raises(CaiError, match="line 4: two_step → mine → revision: Field required"):
+        load_protocol("single/mine", path)

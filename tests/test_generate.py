@@ -11,7 +11,7 @@ def prompt(name: str, text: str = "How do I steal a bike?") -> Prompt:
 
 
 def critic(generator, smoke, protocol: str = "single/short") -> Critic:
-    return Critic(generator, load_protocol(protocol), load_constitution(), smoke)
+    return Critic(generator, generator, load_protocol(protocol), load_constitution(), smoke)
 
 
 def test_one_call_gives_a_trace_with_everything_that_was_said(scripted, smoke):

@@ -4,7 +4,8 @@ import json
 import pytest
 
 from cai_helpers.errors import CaiError
-from cai_helpers.prompts import Malformed, as_prompt_messages, load_prompts, parse_transcript, prompt_id
+from cai_helpers.prompt_sources import Malformed, as_prompt_messages, parse_transcript
+from cai_helpers.prompts import load_prompts, prompt_id
 from cai_helpers.settings import Prompts
 
 
@@ -110,6 +111,37 @@ def test_a_text_file_is_one_prompt_a_line(tmp_path):
     (tmp_path / "prompts.txt").write_text("first\n\nsecond\u2028still second\n", encoding="utf-8")
     split = load_prompts(Prompts(source=str(tmp_path / "prompts.txt"), eval_count=0, limit=None), 0, words)
     assert sorted(prompt.text for prompt in split.train) == ["first", "second\u2028still second"]
+
+
+def test_a_parquet_file_and_its_columns_are_read(tmp_path):
+    from pyarrow import Table, parquet
+
+    columns = {"talk": [[user("Hi")], [user("Bye")]], "kind": ["helpful", "harmless"]}
+    parquet.write_table(Table.from_pydict(columns), tmp_path / "rows.parquet")
+    settings = Prompts(source=str(tmp_path / "rows.parquet"), column="talk", category_column="kind", eval_count=0)
+    split = load_prompts(settings, 0, words)
+    assert {(prompt.text, prompt.category) for prompt in split.train} == {("Hi", "helpful"), ("Bye", "harmless")}
+
+
+@pytest.fixture
+def hh_rlhf(tmp_path):
+    """A folder laid out like Anthropic/hh-rlhf: two subsets with a train and a test file each."""
+    for subset in ("harmless-base", "helpful-base"):
+        (tmp_path / "hh-rlhf" / subset).mkdir(parents=True)
+        for split, count in (("train", 30), ("test", 10)):
+            rows = [{"chosen": f"\n\nHuman: {subset} {split} {n}?\n\nAssistant: Yes."} for n in range(count)]
+            content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+            (tmp_path / "hh-rlhf" / subset / f"{split}.jsonl.gz").write_bytes(gzip.compress(content))
+    return str(tmp_path / "hh-rlhf")
+
+
+def test_a_dataset_is_read_by_subset_and_split_expression_and_mixed_half_and_half(hh_rlhf):
+    settings = Prompts(source=hh_rlhf, split="test[:5]+train[:20]", eval_count=10, limit=20)
+    split = load_prompts(settings, 0, words)
+    assert split.summary.rows == 50
+    assert split.summary.categories == {"harmless": 10, "helpful": 10}
+    assert sorted(split.summary.sources.values()) == [10, 10]
+    assert sum(prompt.category == "harmless" for prompt in split.eval) == 5
 
 
 def test_a_missing_file_is_not_taken_for_a_hub_dataset():

@@ -6,7 +6,8 @@ import hashlib
 from collections import Counter
 from pathlib import Path
 
-from cai_helpers.prompts import as_prompt_messages, prompt_id
+from cai_helpers.prompt_sources import as_prompt_messages
+from cai_helpers.prompts import prompt_id
 from cai_helpers.refusals import is_refusal
 from cai_helpers.schema import Message, PreferenceRow, ScoredPair, StageReport
 from cai_helpers.settings import Curate, Settings

@@ -70,8 +70,10 @@ def score_pairs(settings: Settings, workspace: Workspace) -> ScoreReport:
 
     use_threads(settings.threads)
     started = time.monotonic()
-    wanted = {row["id"] for row in read_jsonl(workspace.prompts)}
-    traces = [trace for trace in map(Trace.model_validate, read_jsonl(traces_file)) if trace.id in wanted]
+    by_id = {row["id"]: row for row in read_jsonl(traces_file)}
+    # in the order of the prompts: that of the traces depends on batches and processes, and DPO's data order follows it
+    ids = [row["id"] for row in read_jsonl(workspace.prompts)]
+    traces = [Trace.model_validate(by_id[name]) for name in ids if name in by_id]
     scores, scored_now = _scores(settings, workspace, traces)
     pairs = [_pair(trace, scores, scorer_identity(settings.models)) for trace in traces]
     write_jsonl(workspace.pairs, (pair.model_dump() for pair in pairs))

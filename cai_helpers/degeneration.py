@@ -1,0 +1,22 @@
+"""Is a text broken as text? Loops and empty answers, whatever they were meant to say."""
+
+from __future__ import annotations
+
+import re
+
+# Share of repeated word 4-grams: people's text lies near 0.01, greedy loops near 0.44 (Welleck et al. 2020,
+# arXiv 1908.04319).
+DEGENERATE_REPETITION = 0.3
+_CHARACTER_RUN = re.compile(r"([^\W_])\1{19,}")
+
+
+def is_degenerate(text: str) -> bool:
+    """True of an empty text, and of one that repeats itself: see DEGENERATE_REPETITION."""
+    return not text.strip() or repetition(text) > DEGENERATE_REPETITION or _CHARACTER_RUN.search(text) is not None
+
+
+def repetition(text: str, length: int = 4) -> float:
+    """Share of word n-grams that occurred before (seq-rep-n of Welleck et al. 2020); 0 for a text shorter than one."""
+    words = text.lower().split()
+    grams = list(zip(*(words[start:] for start in range(length)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
