@@ -201,7 +201,7 @@ def _fault(revision: str, output: Completion, protocol: Protocol, prompt: str) -
         return "too_short", f"{words} words; {MIN_REVISION_WORDS} are needed"
     if label := _LABELS.search(revision):
         return "echo", f"the revision holds the label {label[0]!r}"
-    if _words(revision) == _words(prompt):
+    if prompt and _words(revision) == _words(prompt):
         return "echo", "the revision repeats the prompt"
     if run := _shared_run(revision, f"{protocol.critique}\n{protocol.revision or ''}"):
         return "echo", f"the revision repeats the instructions: {run!r}"
@@ -223,7 +223,10 @@ def _without_revision(output: Completion, critique: str) -> Verdict:
 
 def _shared_run(revision: str, instructions: str) -> str | None:
     """The first run of _ECHO_WORDS words that `revision` has in common with the instructions."""
-    words, known = _words(revision), _words(instructions)
+    known = _words(instructions)
+    if not known:
+        return None
+    words = _words(revision)
     runs = {tuple(known[start : start + _ECHO_WORDS]) for start in range(len(known) - _ECHO_WORDS + 1)}
     for start in range(len(words) - _ECHO_WORDS + 1):
         if tuple(words[start : start + _ECHO_WORDS]) in runs:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from cai_helpers.critique import judge_revision
+from cai_helpers.critique import Protocol, judge_revision
 from cai_helpers.errors import CaiError
 from cai_helpers.prompts import normalised
 from cai_helpers.refusals import is_refusal
@@ -32,6 +32,8 @@ _LEAK = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
+
+_UNKNOWN = Protocol("unknown", "", None)  # a file from elsewhere does not hold the instructions it was made with
 
 # One of them stands in every leak; looking for them first is ten times as fast as the expression.
 _LEAK_SIGNS = ("critique", "revis", "keep_original", "[", "<", "human", "user", "assistant")
@@ -160,7 +162,7 @@ def _row(number: int, pair: ScoredPair) -> tuple[Any, ...]:
 
 def _judged(revision: str) -> str:
     """The outcome that the parser would give this text: for files whose rows do not say."""
-    return judge_revision("", Completion(text=revision, tokens=0, finish="stop")).outcome
+    return judge_revision("", Completion(text=revision, tokens=0, finish="stop"), _UNKNOWN, prompt="").outcome
 
 
 def _leaks(revision: str) -> bool:

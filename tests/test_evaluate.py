@@ -11,10 +11,9 @@ from cai_helpers.comparison import (
     Response,
     compare,
     compare_by_category,
-    is_degenerate,
     judge,
-    repetition,
 )
+from cai_helpers.degeneration import is_degenerate, repetition
 from cai_helpers.errors import CaiError
 from cai_helpers.models import (
     STAGE2,

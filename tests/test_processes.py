@@ -23,7 +23,16 @@ def generate(workspace: Workspace, launcher: list[str]) -> dict[str, dict]:
 
 def test_two_processes_yield_the_rows_of_one(tmp_path):
     alone = generate(Workspace(tmp_path / "one"), [sys.executable])
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
     launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     shared = generate(Workspace(tmp_path / "two"), launcher)
     assert shared == alone

@@ -28,6 +28,16 @@ def show(report: StageReport) -> None:
     display(HTML(f"<h4>{html.escape(report.title())}</h4><table>{rows}</table>"))
 
 
+def show_table(title: str, rows: list[dict[str, str]]) -> None:
+    """Rows with the same heads as a table."""
+    heads = "".join(f'<th style="{_CELL}">{html.escape(head)}</th>' for head in rows[0])
+    body = "".join(
+        "<tr>" + "".join(f'<td style="{_CELL}">{html.escape(value)}</td>' for value in row.values()) + "</tr>"
+        for row in rows
+    )
+    display(HTML(f"<h4>{html.escape(title)}</h4><table><tr>{heads}</tr>{body}</table>"))
+
+
 def show_settings(settings: Settings) -> None:
     """Every setting, a section a line."""
     sections = settings.model_dump(mode="json")
