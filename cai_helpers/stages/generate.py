@@ -6,6 +6,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
@@ -31,6 +32,7 @@ class GenerateReport(StageReport):
     principles: dict[str, int]  # id → pairs it was shown for
     tokens: int  # generated, all rows
     failed: int  # rows an endpoint did not answer; the next call tries them again
+    endpoint: list[tuple[str, str]]  # requests, failures, tokens and cost of this call, where an endpoint criticised
     seconds: float  # of this call; rows made earlier cost nothing now
     rows_now: int
 
@@ -53,6 +55,7 @@ class GenerateReport(StageReport):
             ),
             ("tokens generated", f"{self.tokens:,}"),
             *([("not answered by the endpoint", f"{self.failed}; run it again to try them")] if self.failed else []),
+            *self.endpoint,
             ("this call", f"{self.rows_now} pairs in {self.seconds:.0f} s"),
         ]
 
@@ -87,12 +90,12 @@ def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False
     processes.wait()
 
     started = time.monotonic()
-    rows_now = _generate_missing(settings, workspace, protocol, processes)
+    made = _generate_missing(settings, workspace, protocol, processes)
     processes.wait()
     if processes.is_main:
         _merge_shares(workspace)
     processes.wait()
-    report = _report(workspace, protocol, time.monotonic() - started, rows_now)
+    report = _report(workspace, protocol, time.monotonic() - started, made)
     if processes.is_main and not report.failed:
         workspace.seal("generate", complete, [workspace.traces, workspace.prompts, workspace.eval_prompts], report)
     return report
@@ -107,22 +110,30 @@ def chosen_protocol(settings: Settings, workspace: Workspace) -> str:
     return "single/short"
 
 
-def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, processes: Processes) -> int:
-    """Make this process's share of the rows that are not there yet; how many."""
+class _Made(NamedTuple):
+    """What this process did in this call."""
+
+    rows: int
+    endpoint: list[tuple[str, str]]
+
+
+def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, processes: Processes) -> _Made:
+    """Make this process's share of the rows that are not there yet."""
     prompts = [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]
     done = {row["id"] for row in read_jsonl(workspace.traces)} if workspace.traces.exists() else set()
     pending = [prompt for prompt in prompts if prompt.id not in done and processes.owns(prompt.id)]
     if there := sum(prompt.id in done for prompt in prompts):
         workspace.say("generate", f"{there} of {len(prompts)} pairs are there already")
     if not pending:
-        return 0
+        return _Made(0, [])
     store = JsonlStore(workspace.traces if processes.count == 1 else _share(workspace, processes))
     critic = load_critic(settings, protocol)
     pending.sort(key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
     first = pending[:1] if not done and processes.is_main else []
     for trace in _write(make_traces(critic, first), store):
         workspace.say("generate", f"before the long run, one pair as it comes:\n{readable(trace)}")
-    return len(first) + _generate(critic, pending[len(first) :], store)
+    rows = len(first) + _generate(critic, pending[len(first) :], store)
+    return _Made(rows, critic.critic.usage.lines() if settings.generate.critic == "api" else [])
 
 
 def readable(trace: Trace) -> str:
@@ -179,7 +190,7 @@ def _merge_shares(workspace: Workspace) -> None:
         path.unlink()
 
 
-def _report(workspace: Workspace, protocol: str, seconds: float, rows_now: int) -> GenerateReport:
+def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) -> GenerateReport:
     wanted = {row["id"] for row in read_jsonl(workspace.prompts)}
     traces = [trace for trace in map(Trace.model_validate, read_jsonl(workspace.traces)) if trace.id in wanted]
     attempted = [trace for trace in traces if trace.outcome != "kept"]
@@ -193,8 +204,9 @@ def _report(workspace: Workspace, protocol: str, seconds: float, rows_now: int) 
         principles=dict(Counter(name for trace in traces for name in trace.principle_ids).most_common()),
         tokens=sum(trace.tokens for trace in traces),
         failed=len(wanted) - len(traces),
+        endpoint=made.endpoint,
         seconds=seconds,
-        rows_now=rows_now,
+        rows_now=made.rows,
     )
 
 

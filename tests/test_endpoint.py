@@ -1,0 +1,502 @@
+"""Against a real HTTP server on this machine that speaks /v1/chat/completions."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import huggingface_hub.constants
+import pytest
+
+from cai_helpers import endpoint
+from cai_helpers.endpoint import EndpointGenerator, Usage
+from cai_helpers.errors import CaiError
+from cai_helpers.sampling import Sampling
+from cai_helpers.settings import Endpoint
+
+KEY = "sk-secret-7f3a"
+SAMPLING = Sampling(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=5)
+
+
+class Reply:
+    """What the server sends back."""
+
+    def __init__(self, body: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.status = status
+        self.headers = headers or {}
+
+
+def answer(text: str | None, finish: str = "stop", usage: tuple[int, int] | None = (10, 4)) -> Reply:
+    choice = {"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}
+    metering = {"usage": {"prompt_tokens": usage[0], "completion_tokens": usage[1]}} if usage else {}
+    return Reply({"id": "1", "object": "chat.completion", "choices": [choice], **metering})
+
+
+def refuse(status: int, message: str = "no", **headers: str) -> Reply:
+    return Reply({"error": {"message": message}}, status, {name.replace("_", "-"): headers[name] for name in headers})
+
+
+class Server(ThreadingHTTPServer):
+    """Answers with `reply(body of the request)`; keeps what it was asked and how many requests it held at once."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.reply: Callable[[dict], Reply] = lambda body: answer(f"re: {body['messages'][-1]['content']}")
+        self.asked: list[dict] = []
+        self.headers: list[dict[str, str]] = []
+        self.times: list[float] = []
+        self.lock = threading.Lock()
+        self.released = threading.Event()  # for replies that hang until the test is over
+        self.in_flight = self.most_in_flight = 0
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/v1"
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that has gone away is part of these tests."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with server.lock:
+            server.asked.append({"path": self.path, **body})
+            server.headers.append({name.lower(): value for name, value in self.headers.items()})
+            server.times.append(time.monotonic())
+            server.in_flight += 1
+            server.most_in_flight = max(server.most_in_flight, server.in_flight)
+        try:
+            reply = server.reply(body)
+        finally:
+            with server.lock:
+                server.in_flight -= 1
+        self.send_response(reply.status)
+        for name, value in {"Content-Length": str(len(reply.body)), **reply.headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(reply.body)
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    # conftest sets HF_HUB_OFFLINE, under which huggingface_hub refuses every address, 127.0.0.1 too
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(endpoint, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield server
+        server.released.set()
+        server.shutdown()
+        thread.join()
+
+
+def a_generator(server: Server, **settings) -> EndpointGenerator:
+    return EndpointGenerator(Endpoint(**{"base_url": server.base_url, "model": "judge", **settings}))
+
+
+def chats(*texts: str) -> list[list[dict]]:
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
+def complete(generator: EndpointGenerator, *texts: str) -> dict[int, str]:
+    rows = generator.generate(chats(*texts), SAMPLING, [f"{text}/critique" for text in texts], batch_size=32)
+    return {index: completion.text for index, completion in rows}
+
+
+def in_turn(*replies: Reply) -> Callable[[dict], Reply]:
+    """The replies in order, whatever is asked."""
+    left = iter(replies)
+    return lambda body: next(left)
+
+
+def then_hang(server: Server, replies: list[Reply]) -> Callable[[dict], Reply]:
+    """The replies in order; whoever asks for more waits until the test is over."""
+    left = iter(replies)
+
+    def reply(body: dict) -> Reply:
+        with server.lock:
+            reply = next(left, None)
+        if reply is None:
+            server.released.wait(10)
+        return reply or answer("too late")
+
+    return reply
+
+
+def workers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("endpoint")]
+
+
+def test_every_chat_gets_its_own_answer_and_the_usage_is_counted(server: Server) -> None:
+    generator = a_generator(server, input_price=2.0, output_price=10.0)
+    assert complete(generator, "a", "b", "c") == {0: "re: a", 1: "re: b", 2: "re: c"}
+    assert generator.usage == Usage(
+        input_price=2.0, output_price=10.0, requests=3, retried=0, failed={}, input_tokens=30, output_tokens=12
+    )
+    assert generator.usage.cost == pytest.approx(0.00018)
+
+
+def test_usage_adds_up_over_calls(server: Server) -> None:
+    generator = a_generator(server)
+    complete(generator, "a")
+    complete(generator, "b", "c")
+    assert (generator.usage.requests, generator.usage.output_tokens) == (3, 12)
+
+
+def test_the_endpoint_is_told_the_model_the_sampling_and_the_chat_as_it_is(server: Server) -> None:
+    chat = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"}]
+    list(a_generator(server).generate([chat], SAMPLING, ["p/critique"], 1))
+    assert server.asked == [
+        {
+            "path": "/v1/chat/completions",
+            "model": "judge",
+            "messages": chat,
+            "max_tokens": 64,
+            "temperature": 0.7,
+            "top_p": 0.9,
+            "seed": 1067738082,
+            "stream": False,
+        }
+    ]
+
+
+def test_the_same_key_sends_the_same_seed_and_another_key_or_seed_another(server: Server) -> None:
+    generator = a_generator(server, concurrency=1)
+    for key, seed in [("p/critique", 5), ("p/critique", 5), ("q/critique", 5), ("p/critique", 6)]:
+        list(generator.generate(chats("Hi"), SAMPLING.model_copy(update={"seed": seed}), [key], 1))
+    first, second, other_key, other_seed = [request["seed"] for request in server.asked]
+    assert first == second
+    assert len({first, other_key, other_seed}) == 3
+    assert all(0 <= seed < 2**31 for seed in (first, other_key, other_seed))
+
+
+def test_as_many_requests_as_allowed_are_under_way_at_once_and_no_more(server: Server) -> None:
+    together = threading.Barrier(4, timeout=10)  # holds each request until three others are there
+
+    def reply(body: dict) -> Reply:
+        together.wait()
+        return answer("done")
+
+    server.reply = reply
+    assert len(complete(a_generator(server, concurrency=4), *"abcdefgh")) == 8
+    assert server.most_in_flight == 4
+
+
+@pytest.mark.parametrize(
+    ("finish", "expected"),
+    [("stop", "stop"), ("eos_token", "stop"), ("length", "length"), ("content_filter", "length")],
+)
+def test_the_finish_reason_says_whether_the_text_ended_by_itself(server: Server, finish: str, expected: str) -> None:
+    server.reply = in_turn(answer("text", finish))
+    [(_, completion)] = a_generator(server).generate(chats("Hi"), SAMPLING, ["k"], 1)
+    assert completion.finish == expected
+
+
+def test_an_answer_without_usage_is_used_and_counted_as_unmetered(server: Server) -> None:
+    server.reply = in_turn(answer("text", usage=None))
+    generator = a_generator(server)
+    [(_, completion)] = generator.generate(chats("Hi"), SAMPLING, ["k"], 1)
+    assert (completion.text, completion.tokens) == ("text", 0)
+    assert (generator.usage.unmetered, generator.usage.output_tokens) == (1, 0)
+
+
+def test_an_answer_whose_text_is_null_is_empty_text(server: Server) -> None:
+    server.reply = in_turn(answer(None, "length"))
+    assert complete(a_generator(server), "Hi") == {0: ""}
+
+
+def test_a_busy_endpoint_is_asked_again_after_the_time_it_names(server: Server) -> None:
+    server.reply = in_turn(refuse(429, Retry_After="0.5"), answer("at last"))
+    generator = a_generator(server)
+    assert complete(generator, "Hi") == {0: "at last"}
+    assert server.times[1] - server.times[0] >= 0.5
+    assert (generator.usage.requests, generator.usage.retried, generator.usage.failed) == (2, 1, {})
+
+
+def test_a_dropped_connection_is_tried_again(server: Server) -> None:
+    replies = in_turn(answer("at last"))
+
+    def reply(body: dict) -> Reply:
+        if len(server.asked) == 1:
+            raise ConnectionAbortedError  # the handler ends without a word
+        return replies(body)
+
+    server.reply = reply
+    assert complete(a_generator(server), "Hi") == {0: "at last"}
+
+
+def test_an_error_whose_body_is_a_json_list_is_understood(server: Server) -> None:
+    server.reply = in_turn(Reply([{"error": {"message": "slow down"}}], 429), answer("at last"))
+    assert complete(a_generator(server), "Hi") == {0: "at last"}
+
+
+def test_a_row_that_fails_after_its_retries_is_left_out_and_counted(server: Server) -> None:
+    server.reply = lambda body: refuse(500) if body["messages"][0]["content"] == "bad" else answer("good")
+    generator = a_generator(server, retries=2)
+    assert complete(generator, "a", "bad", "c") == {0: "good", 2: "good"}
+    assert generator.usage.failed == {"HTTP 500": 1}
+    assert (generator.usage.requests, generator.usage.retried) == (5, 2)
+
+
+def test_a_row_that_is_refused_for_its_content_is_not_tried_again(server: Server) -> None:
+    server.reply = lambda body: refuse(400) if body["messages"][0]["content"] == "bad" else answer("good")
+    generator = a_generator(server)
+    assert complete(generator, "a", "bad", "c") == {0: "good", 2: "good"}
+    assert (generator.usage.requests, generator.usage.failed) == (3, {"HTTP 400": 1})
+
+
+def test_rows_that_are_refused_for_their_content_do_not_stop_an_endpoint_that_has_answered(server: Server) -> None:
+    server.reply = lambda body: answer("good") if body["messages"][0]["content"] == "a" else refuse(400)
+    generator = a_generator(server, concurrency=1)
+    assert complete(generator, "a") == {0: "good"}
+    assert complete(generator, *"bcdefgh") == {}
+    assert generator.usage.failed == {"HTTP 400": 7}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not json",
+        b"\xff\xfe",
+        b"[]",
+        b"7",
+        {"choices": []},
+        {"choices": "text"},
+        {"error": {"message": "overloaded"}},
+        {"choices": [{"index": 0, "finish_reason": "stop"}]},
+        {"choices": [{"index": 0, "message": {"content": ["parts"]}}]},
+    ],
+    ids=str,
+)
+def test_a_malformed_answer_is_counted_and_never_becomes_text(server: Server, body: object) -> None:
+    server.reply = in_turn(Reply(body))
+    generator = a_generator(server)
+    assert complete(generator, "Hi") == {}
+    assert generator.usage.failed == {"malformed answer": 1}
+
+
+def test_a_request_that_takes_too_long_is_tried_again_and_then_counted(server: Server) -> None:
+    def reply(body: dict) -> Reply:
+        server.released.wait(10)
+        return answer("too late")
+
+    server.reply = reply
+    generator = a_generator(server, timeout=0.2, retries=1)
+    assert complete(generator, "Hi") == {}
+    assert (generator.usage.requests, generator.usage.failed) == (2, {"timeout": 1})
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_stops_at_once_and_names_its_variable(server: Server, status: int) -> None:
+    server.reply = then_hang(server, [refuse(status, "wrong key")])
+    with pytest.raises(CaiError, match="OPENAI_API_KEY") as caught:
+        complete(a_generator(server, concurrency=1), *"abcdefgh")
+    assert "wrong key" in caught.value.what
+    assert len(server.asked) <= 2  # the second was on its way already
+
+
+def test_a_row_that_moderation_forbids_does_not_stop_an_endpoint_that_has_answered(server: Server) -> None:
+    server.reply = in_turn(answer("good"), refuse(403, "flagged"), answer("good again"))
+    generator = a_generator(server)
+    assert [complete(generator, text) for text in "abc"] == [{0: "good"}, {}, {0: "good again"}]
+    assert generator.usage.failed == {"HTTP 403": 1}
+
+
+def test_a_key_that_runs_out_in_the_middle_stops_the_run(server: Server) -> None:
+    generator = a_generator(server, concurrency=1)
+    complete(generator, "a")
+    server.reply = lambda body: refuse(402, "no credit left")
+    with pytest.raises(CaiError, match="HTTP 402: .*no credit left"):
+        complete(generator, *"bcdefgh")
+
+
+def test_an_unknown_model_stops_at_once_and_names_model_and_address(server: Server) -> None:
+    server.reply = lambda body: refuse(404, "no such model")
+    with pytest.raises(CaiError, match="judge") as caught:
+        complete(a_generator(server), "Hi")
+    assert server.base_url in caught.value.what
+
+
+def test_an_endpoint_that_fails_every_row_stops_the_run_early(server: Server) -> None:
+    server.reply = then_hang(server, [refuse(503, "model is loading")] * 9)  # four rows twice, and one try between them
+    generator = a_generator(server, concurrency=2, retries=1)
+    with pytest.raises(CaiError, match="4 rows in a row, at last with HTTP 503: .*model is loading"):
+        complete(generator, *(f"row {number}" for number in range(200)))
+    assert generator.usage.failed == {"HTTP 503": 4}
+    assert len(server.asked) <= 11
+
+
+def test_an_endpoint_that_goes_down_in_the_middle_stops_the_run_too(server: Server) -> None:
+    generator = a_generator(server, concurrency=1, retries=0)
+    assert len(complete(generator, *"abcde")) == 5
+    server.reply = lambda body: refuse(502)
+    with pytest.raises(CaiError, match="4 rows in a row"):
+        complete(generator, *(f"row {number}" for number in range(50)))
+    assert generator.usage.failed == {"HTTP 502": 4}
+
+
+def test_failures_in_a_row_are_counted_over_small_calls(server: Server) -> None:
+    server.reply = lambda body: refuse(500)
+    generator = a_generator(server, retries=0, concurrency=4)
+    assert complete(generator, "a", "b") == {}
+    with pytest.raises(CaiError, match="4 rows in a row"):
+        complete(generator, "c", "d")
+
+
+def test_an_endpoint_that_is_not_there_is_named(server: Server) -> None:
+    free_port = Server()
+    free_port.server_close()
+    with pytest.raises(CaiError, match="no connection") as caught:
+        complete(a_generator(server, base_url=free_port.base_url, retries=0), *"abcdefgh")
+    assert free_port.base_url in caught.value.what
+
+
+def test_ctrl_c_drops_the_requests_that_wait(server: Server, monkeypatch) -> None:
+    under_way = threading.Barrier(3, timeout=10)  # two requests and the reader
+
+    def reply(body: dict) -> Reply:
+        under_way.wait()
+        server.released.wait(10)
+        return answer("too late")
+
+    def interrupted(futures):  # a real signal can fall between Python's check for one and its wait, and be seen late
+        under_way.wait()
+        raise KeyboardInterrupt
+
+    server.reply = reply
+    monkeypatch.setattr(endpoint, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        complete(a_generator(server, concurrency=2), *(f"row {number}" for number in range(50)))
+    server.released.set()
+    for thread in workers():
+        thread.join(10)
+    assert len(server.asked) == 2
+
+
+def test_a_row_that_waits_for_its_retry_ends_with_the_call(server: Server) -> None:
+    refused = threading.Event()
+
+    def reply(body: dict) -> Reply:
+        if body["messages"][0]["content"] == "bad":
+            refused.set()
+            return refuse(429, Retry_After="30")
+        refused.wait(10)
+        return answer("good")
+
+    server.reply = reply
+    rows = a_generator(server).generate(chats("bad", "a"), SAMPLING, ["k", "l"], 2)
+    assert next(rows)[0] == 1
+    rows.close()
+    for thread in workers():
+        thread.join(10)
+    assert not workers()
+
+
+def test_the_key_travels_as_a_bearer_token_and_shows_nowhere(server: Server) -> None:
+    server.reply = in_turn(answer("good"), refuse(400, f"the key {KEY} is odd"), refuse(401, f"bad key {KEY}"))
+    generator = a_generator(server, concurrency=1)
+    complete(generator, "a")
+    complete(generator, "b")
+    with pytest.raises(CaiError) as caught:
+        complete(generator, "c")
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+    assert caught.value.__cause__ is caught.value.__context__ is None
+    assert "bad key ***" in caught.value.what
+    for shown in (repr(generator), repr(vars(generator)), repr(generator.usage), str(caught.value)):
+        assert KEY not in shown
+
+
+def test_a_server_on_this_machine_needs_no_key_and_never_gets_the_hub_token(server: Server, monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    assert complete(a_generator(server), "a") == {0: "re: a"}
+    assert server.headers[0]["authorization"] == "Bearer no-key-needed"
+
+
+@pytest.mark.parametrize(
+    ("settings", "key", "message"),
+    [
+        ({"base_url": None}, KEY, "needs endpoint.base_url"),
+        ({"model": None}, KEY, "needs endpoint.model"),
+        ({"base_url": "localhost:8000/v1"}, KEY, "no web address"),
+        ({"base_url": "https://api.example.com/v1"}, "", "OPENAI_API_KEY is not set"),
+        ({"base_url": "https://api.example.com/v1"}, "två\nord", "holds no usable key"),
+        ({"key_variable": "JUDGE_KEY", "base_url": "https://api.example.com/v1"}, KEY, "JUDGE_KEY is not set"),
+        ({"key_variable": KEY}, KEY, "not the name of an environment variable"),
+    ],
+)
+def test_what_is_missing_is_named_before_anything_is_sent(
+    server: Server, monkeypatch, settings: dict, key: str, message: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(CaiError, match=message) as caught:
+        a_generator(server, **settings)
+    assert KEY not in str(caught.value)
+    assert server.asked == []
+
+
+def test_offline_mode_is_named_before_anything_is_drafted(server: Server, monkeypatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CaiError, match="Unset HF_HUB_OFFLINE"):
+        a_generator(server)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [("7", 7.0), ("-1", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None), ("", None)],
+)
+def test_retry_after_is_a_number_of_seconds_or_a_date(header: str, expected: float | None) -> None:
+    assert endpoint._retry_after({"retry-after": header}) == expected
+
+
+def test_pauses_grow_up_to_a_cap_and_the_same_row_pauses_alike() -> None:
+    busy = endpoint._Failure("HTTP 429", "", may_pass=True)
+    first, third, late = (endpoint._pause(busy, tries, "k") for tries in (1, 3, 20))
+    assert 0.25 <= first <= 0.75 < 1.0 <= third <= 3.0
+    assert late == 60.0
+    assert endpoint._pause(busy, 1, "k") == first
+    assert endpoint._pause(busy._replace(retry_after=3600.0), 1, "k") == 60.0
+
+
+def test_an_endpoint_criticises_local_drafts_and_its_failures_and_cost_are_reported(server, workspace):
+    """Through the stage: a row that the endpoint fails for is left open, and the next call makes it."""
+    from cai_helpers.settings import load_settings
+    from cai_helpers.stages.generate import generate_pairs
+
+    broken = threading.Event()
+
+    def reply(body: dict) -> Reply:
+        if not broken.is_set():
+            broken.set()
+            return refuse(400, "filtered")
+        return answer("CRITIQUE: It could be kinder.\nREVISION: I am glad to help you with that today.")
+
+    server.reply = reply
+    changes = ["generate.critic=api", f"endpoint.base_url={server.base_url}", "endpoint.model=judge", "threads=1"]
+    changes += [
+        "prompts.limit=6",
+        "endpoint.concurrency=2",
+        "endpoint.output_price=1000",
+        "generate.protocol=single/short",
+    ]
+    settings = load_settings("smoke", changes)
+    first = generate_pairs(settings, workspace)
+    assert (first.pairs, first.failed, first.outcomes) == (5, 1, {"revised": 5})
+    assert dict(first.lines())["endpoint failures"] == "HTTP 400 1"
+    assert dict(first.lines())["endpoint tokens"] == "50 in, 20 out"
+    assert dict(first.lines())["endpoint cost"].startswith("0.0200")
+    second = generate_pairs(settings, workspace)
+    assert (second.pairs, second.failed, second.rows_now) == (6, 0, 1)
