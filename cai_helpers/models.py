@@ -63,7 +63,7 @@ class LanguageModel:
         self._largest_batch = size
 
     def render(self, chat: Messages) -> str:
-        return self.tokenizer.apply_chat_template(fold_system(chat), tokenize=False, add_generation_prompt=True)
+        return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
     def count_tokens(self, chat: Messages) -> int:
         return len(self.tokenizer(self.render(chat), add_special_tokens=False)["input_ids"])
@@ -148,8 +148,21 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def accepts_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template knows a system role; Gemma's raises."""
+    from jinja2 import TemplateError
+
+    try:
+        tokenizer.apply_chat_template(
+            [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], tokenize=False
+        )
+    except TemplateError:
+        return False
+    return True
+
+
 def fold_system(chat: Messages) -> Messages:
-    """Gemma has no system role: a system turn goes in front of the first user turn."""
+    """A system turn put in front of the first user turn, for templates without a system role."""
     if not chat or chat[0]["role"] != "system":
         return chat
     first = {"role": "user", "content": f"{chat[0]['content']}\n\n{chat[1]['content']}"}

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models import fold_system
+from cai_helpers.models import accepts_system, fold_system
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.store import read_jsonl
 
@@ -67,9 +67,8 @@ def encode(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> EncodedPai
         text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
         return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written <bos>
 
-    messages = fold_system(row.prompt)
-    prompt = ids(messages, add_generation_prompt=True)
-    chosen, rejected = ids([*messages, *row.chosen]), ids([*messages, *row.rejected])
+    prompt = ids(row.prompt, add_generation_prompt=True)
+    chosen, rejected = ids([*row.prompt, *row.chosen]), ids([*row.prompt, *row.rejected])
     if chosen == rejected:
         raise CaiError(
             f"Row {row.id}: chosen and rejected are the same, so there is nothing to prefer.",
@@ -86,9 +85,13 @@ def encode(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> EncodedPai
 def keep_fitting(rows: list[PreferenceRow], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Fitting:
     """The rows whose both sides fit whole: an answer cut at max_length would teach not to end.
 
+    A system turn is folded into the first user turn where the template has no system role.
+
     Raises:
         CaiError: as `encode`.
     """
+    if not accepts_system(tokenizer):
+        rows = [row.model_copy(update={"prompt": fold_system(row.prompt)}) for row in rows]
     lengths = [encode(row, tokenizer).length for row in rows]
     kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
     longest = max((length for length in lengths if length <= max_length), default=0)
@@ -99,6 +102,4 @@ def as_dataset(rows: list[PreferenceRow]) -> Dataset:
     """TRL's conversational form: message lists, so that TRL applies the chat template and adds nothing to the text."""
     from datasets import Dataset
 
-    return Dataset.from_list(
-        [{"prompt": fold_system(row.prompt), "chosen": row.chosen, "rejected": row.rejected} for row in rows]
-    )
+    return Dataset.from_list([{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} for row in rows])

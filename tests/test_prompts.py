@@ -5,8 +5,9 @@ import pytest
 
 from cai_helpers.errors import CaiError
 from cai_helpers.prompt_sources import Malformed, as_prompt_messages, parse_transcript
-from cai_helpers.prompts import load_prompts, prompt_id
-from cai_helpers.settings import Prompts
+from cai_helpers.prompts import load_prompts, prompt_id, write_prompts
+from cai_helpers.settings import Prompts, load_settings
+from cai_helpers.store import read_jsonl
 
 
 def words(chat) -> int:
@@ -121,6 +122,15 @@ def test_a_parquet_file_and_its_columns_are_read(tmp_path):
     settings = Prompts(source=str(tmp_path / "rows.parquet"), column="talk", category_column="kind", eval_count=0)
     split = load_prompts(settings, 0, words)
     assert {(prompt.text, prompt.category) for prompt in split.train} == {("Hi", "helpful"), ("Bye", "harmless")}
+
+
+def test_a_system_turn_is_folded_into_the_first_user_turn_for_a_model_without_a_system_role(tmp_path, workspace):
+    system = {"role": "system", "content": "Be brief."}
+    source = write(tmp_path / "rows.jsonl", [{"messages": [system, user("Hi"), assistant("Hello!"), user("And you?")]}])
+    settings = load_settings("smoke", [f"prompts.source={source}", "prompts.eval_source=null", "prompts.eval_count=0"])
+    write_prompts(settings, workspace)
+    [row] = read_jsonl(workspace.prompts)
+    assert row["messages"] == [user("Be brief.\n\nHi"), assistant("Hello!"), user("And you?")]
 
 
 @pytest.fixture
