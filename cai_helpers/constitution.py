@@ -66,7 +66,7 @@ def load_constitution(path: Path | None = None) -> Constitution:
 
 
 def select_principles(
-    constitution: Constitution, prompt_id: str, text: str, seed: int, most: int = 2
+    constitution: Constitution, prompt_id: str, text: str, seed: int, most: int = 3
 ) -> list[Principle]:
     """Draw 1 to `most` principles for one pair, from those whose indicators stand in `text`.
 

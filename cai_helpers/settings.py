@@ -50,7 +50,7 @@ class Generate(_Frozen):
     critic: Literal["local", "api"] = "local"  # api: drafts here, critique and revision from `endpoint`
     constitution: str | None = None  # your own YAML; default assets/constitution.yaml
     protocols_file: str | None = None  # your own wording; default assets/protocols.yaml
-    most_principles: int = Field(2, ge=1, le=5)  # shown to the critic for one pair
+    most_principles: int = Field(3, ge=1, le=4)  # shown to the critic for one pair
     draft_tokens: int = Field(256, ge=8)  # new tokens at most
     critic_tokens: int = Field(320, ge=8)
     temperature: float = Field(0.7, ge=0)  # 0 is greedy

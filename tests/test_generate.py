@@ -1,9 +1,12 @@
 import pytest
 
 from cai_helpers.constitution import load_constitution
+from cai_helpers.critic import Critic, make_traces
 from cai_helpers.critique import load_protocol
+from cai_helpers.errors import CaiError
 from cai_helpers.schema import Prompt
-from cai_helpers.stages.generate import Critic, make_traces
+from cai_helpers.stages.generate import _generate
+from cai_helpers.store import JsonlStore
 
 
 def prompt(name: str, text: str = "How do I steal a bike?") -> Prompt:
@@ -42,3 +45,19 @@ def test_two_steps_ask_for_a_revision_only_where_the_critique_did_not_settle_it(
 def test_the_scripted_generator_fails_when_its_script_runs_out(scripted, smoke):
     with pytest.raises(AssertionError, match="no text left"):
         list(make_traces(critic(scripted(["Cut the lock."]), smoke), [prompt("a")]))
+
+
+def test_stopping_by_hand_keeps_finished_rows_and_says_how_to_go_on(scripted, smoke, workspace):
+    class StoppedInTheSecondBatch(scripted):
+        def generate(self, chats, sampling, keys, batch_size):
+            if "b/draft" in keys:
+                raise KeyboardInterrupt
+            return super().generate(chats, sampling, keys, batch_size)
+
+    generator = StoppedInTheSecondBatch(["Cut the lock.", "CRITIQUE: Bad.\nREVISION: I can't help with that at all."])
+    one_by_one = smoke.model_copy(update={"generate": smoke.generate.model_copy(update={"batch_size": 1})})
+    store = JsonlStore(workspace.traces)
+    with pytest.raises(CaiError, match="1 of 2 pairs of this call are on disk") as error:
+        _generate(critic(generator, one_by_one), [prompt("a"), prompt("b")], store)
+    assert "go on" in error.value.todo
+    assert store.ids() == {"a"}

@@ -41,7 +41,9 @@ class GenerateReport(StageReport):
 
     def lines(self) -> list[tuple[str, str]]:
         same = self.identical + self.outcomes.get("kept", 0)
+        common = sorted(self.principles.items(), key=lambda item: -item[1])[:3]
         return [
+            *self.prompts.lines(),
             ("protocol", self.protocol),
             ("pairs generated", str(self.pairs)),
             *(
@@ -52,6 +54,11 @@ class GenerateReport(StageReport):
             (
                 "both sides identical",
                 f"{same} of {self.pairs}; of {self.attempted} attempted revisions {self.identical}",
+            ),
+            (
+                "principles shown",
+                f"{len(self.principles)} different ones, most often "
+                + ", ".join(f"{name} (in {count / self.pairs:.0%} of the pairs)" for name, count in common),
             ),
             ("tokens generated", f"{self.tokens:,}"),
             *([("not answered by the endpoint", f"{self.failed}; run it again to try them")] if self.failed else []),
