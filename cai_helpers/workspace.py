@@ -164,6 +164,7 @@ class Workspace:
 
 NOTEBOOK_OF_STAGE = {
     "download": "01_download_models",
+    "bakeoff": "02_generate_pairs",
     "generate": "02_generate_pairs",
     "score": "02_generate_pairs",
     "curate": "03_analyze_pairs",

@@ -1,8 +1,9 @@
 import json
+from typing import get_args
 
 import pytest
 
-from cai_helpers.schema import ScoredPair
+from cai_helpers.schema import Outcome, ScoredPair
 from cai_helpers.settings import Curate, load_settings
 from cai_helpers.stages.curate import curate_pairs, drop_reason, preference_row
 from cai_helpers.store import read_jsonl, write_jsonl
@@ -41,6 +42,15 @@ def pair(**changes) -> ScoredPair:
 )
 def test_each_rule_names_its_reason(changes, settings, reason):
     assert drop_reason(pair(**changes), Curate(**settings)) == reason
+
+
+def test_every_dropped_pair_stands_in_the_table_whatever_its_outcome(workspace, tmp_path):
+    outcomes = [name for name in get_args(Outcome) if name != "revised"]
+    rows = [pair(outcome=name, revised_score=None, chosen=None).model_dump() for name in outcomes]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    report = curate_pairs(load_settings("smoke"), workspace, tmp_path / "pairs.jsonl")
+    shown = [name.removeprefix("dropped: ") for name, _ in report.lines() if name.startswith("dropped: ")]
+    assert sorted(shown) == sorted(outcomes)
 
 
 def test_the_side_with_the_higher_reward_is_chosen_whatever_the_file_says():

@@ -9,17 +9,17 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from cai_helpers.critic import Critic, load_critic, make_traces
-from cai_helpers.critique import load_protocol, protocol_names
+from cai_helpers.critique import Protocol, load_protocol, protocol_names
 from cai_helpers.errors import CaiError
 from cai_helpers.hardware import use_threads
 from cai_helpers.intervals import Interval, proportion
-from cai_helpers.models import release_memory
+from cai_helpers.models import identity, release_memory
 from cai_helpers.prompts import write_prompts
-from cai_helpers.rewards import Scorer, load_scorer
+from cai_helpers.rewards import Scorer, load_scorer, scorer_identity
 from cai_helpers.schema import Prompt, Record, StageReport, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
-from cai_helpers.workspace import Workspace
+from cai_helpers.workspace import Fingerprint, Workspace, section
 
 RULE = (
     "recommended: the protocol with the most winning revisions less losing ones; among those within one pair of the "
@@ -95,16 +95,21 @@ def compare_protocols(
 ) -> BakeoffReport:
     """Draft, critique, revise and score `count` training prompts under each protocol; default: every one there is.
 
-    The result is kept in bakeoff/, where `generate` finds the recommendation while generate.protocol is "auto".
+    The result is kept in bakeoff/, where `generate` finds the recommendation while generate.protocol is "auto". A
+    second call with the same settings gives the stored result: a notebook that is run again after its runtime died
+    must not change the protocol half-way because another one was a little quicker this time.
 
     Raises:
         CaiError: an unknown protocol, or the models cannot be loaded.
     """
-    use_threads(settings.threads)
     own_file = settings.generate.protocols_file
     file = Path(own_file) if own_file else None
     names = protocols or protocol_names(file)
     texts = {name: load_protocol(name, file) for name in names}
+    fingerprint = _fingerprint(settings, texts, count)
+    if (report := workspace.finished("bakeoff", fingerprint, BakeoffReport)) is not None:
+        return report
+    use_threads(settings.threads)
     split = write_prompts(settings, workspace)
     prompts = split.train[:count]
     critic = load_critic(settings, names[0])
@@ -123,7 +128,22 @@ def compare_protocols(
             workspace.bakeoff.parent / f"{name.replace('/', '-')}.jsonl", (trace.model_dump() for trace in traces)
         )
     write_json(workspace.bakeoff, report.model_dump(mode="json"))
+    workspace.seal("bakeoff", fingerprint, [workspace.bakeoff], report)
     return report
+
+
+def _fingerprint(settings: Settings, protocols: dict[str, Protocol], count: int) -> Fingerprint:
+    return {
+        "seed": settings.seed,
+        "models.base": identity(settings.models.base),
+        "models.adapter": identity(settings.models.adapter),
+        "models.dtype": settings.models.dtype,
+        "models.reward": scorer_identity(settings.models),
+        "prompts": count,
+        "protocols": protocols,
+        **section("prompts", settings.prompts),
+        **section("generate", settings.generate, exclude={"batch_size", "protocol"}),
+    }
 
 
 def recommend(entries: list[Entry]) -> Entry:

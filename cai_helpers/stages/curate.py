@@ -9,18 +9,14 @@ from pathlib import Path
 from cai_helpers.prompt_sources import as_prompt_messages
 from cai_helpers.prompts import prompt_id
 from cai_helpers.refusals import is_refusal
-from cai_helpers.schema import Message, PreferenceRow, ScoredPair, StageReport
+from cai_helpers.schema import OUTCOME_MEANING, Message, PreferenceRow, ScoredPair, StageReport
 from cai_helpers.settings import Curate, Settings
 from cai_helpers.store import read_jsonl, write_json, write_jsonl
 from cai_helpers.workspace import Workspace, file_hash, section
 
 # Why a pair is no training row, in the order the rules are applied.
 DROP_MEANING: dict[str, str] = {
-    "meta_commentary": "the revision talks about a response instead of being one",
-    "too_short": "the revision has fewer than five words",
-    "truncated": "the critic hit the token limit",
-    "unparsed": "the critic's output has not the form that was asked for",
-    "kept": "the critic kept the draft: nothing to prefer",
+    **{outcome: meaning for outcome, meaning in OUTCOME_MEANING.items() if outcome != "revised"},
     "identical": "both sides are the same text",
     "tie": "the score difference is below curate.min_delta",
     "draft_wins": "the draft scores higher, and only winning revisions are wanted",
