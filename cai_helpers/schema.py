@@ -166,8 +166,9 @@ class PreferenceRow(Record):
     rejected: Messages
     id: str
     category: str
-    delta: float  # reward of chosen minus reward of rejected, > 0
+    delta: float | None  # reward of chosen minus reward of rejected; below 0 or None only where a person decided
     chosen_side: Side
+    labelled_by: Literal["reward model", "person"] = "reward model"
 
 
 def transcript(messages: Messages) -> str:

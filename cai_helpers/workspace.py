@@ -53,6 +53,7 @@ class Workspace:
         self.traces = self.pairs_dir / "traces.jsonl"
         self.scores = self.pairs_dir / "scores.jsonl"
         self.pairs = self.pairs_dir / "pairs.jsonl"
+        self.overrides = self.pairs_dir / "overrides.jsonl"
         self.bakeoff = self.root / "bakeoff" / "result.json"
         self.dataset_dir = self.root / "dpo_dataset"
         self.train_rows = self.dataset_dir / "train.jsonl"

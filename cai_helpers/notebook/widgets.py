@@ -111,7 +111,10 @@ def _row_html(row: PreferenceRow) -> str:
     return _sides_html(
         _prompt_html(row.prompt),
         ("Chosen", row.chosen[0]["content"]),
-        (f"Rejected (score {row.delta:.2f} lower)", row.rejected[0]["content"]),
+        (
+            "Rejected" if row.delta is None else f"Rejected (score {-row.delta:+.2f} against chosen)",
+            row.rejected[0]["content"],
+        ),
     )
 
 
