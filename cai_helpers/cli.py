@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from cai_helpers.errors import CaiError, NotEnoughPairs
+from cai_helpers.errors import CaiError, TrainingRefused
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.workspace import DEFAULT_ROOT, Workspace
@@ -26,6 +26,8 @@ app = typer.Typer(
 )
 
 Fresh = Annotated[bool, typer.Option("--fresh", help="Move this stage's earlier results to archive/ and start over.")]
+
+Strict = Annotated[bool, typer.Option("--strict", help="Refuse to train when any line of curate's gate falls short.")]
 
 
 def _common(
@@ -107,19 +109,25 @@ def show(report: StageReport) -> None:
     lines = report.lines()
     width = max((len(name) for name, _ in lines), default=0)
     for name, value in lines:
-        typer.echo(f"  {name.ljust(width)}  {value}")
+        typer.echo(f"  {name.ljust(width)}  " + value.replace("\n", "\n" + " " * (width + 4)))
+
+
+def _with_strict(settings: Settings, strict: bool) -> Settings:
+    if not strict:
+        return settings
+    return settings.model_copy(update={"curate": settings.curate.model_copy(update={"strict": True})})
 
 
 @_command
-def run(settings: Settings, workspace: Workspace) -> int:
-    """The whole pipeline. Exit code 0: done; 3: too few usable pairs to train on, report written; 1: an error."""
+def run(settings: Settings, workspace: Workspace, strict: Strict = False) -> int:
+    """The whole pipeline. Exit code 0: done; 3: the pairs are too few or refused, report written; 1: an error."""
     from cai_helpers.pipeline import run_stage3
 
-    report = run_stage3(settings, workspace)
+    report = run_stage3(_with_strict(settings, strict), workspace)
     show(report)
     adapter = workspace.adapter if workspace.adapter.exists() else "none: nothing was trained"
     typer.echo(f"\n  report   {report.page}\n  adapter  {adapter}\n  zip      {report.export.path}")
-    return NotEnoughPairs.exit_code if report.stopped else 0
+    return TrainingRefused.exit_code if report.stopped else 0
 
 
 @_command
@@ -192,11 +200,11 @@ def analyze(
 
 
 @_command
-def train(settings: Settings, workspace: Workspace, fresh: Fresh = False) -> StageReport:
-    """Train the LoRA with DPO: models/lora_adapters/. Exit code 3: too few pairs."""
+def train(settings: Settings, workspace: Workspace, fresh: Fresh = False, strict: Strict = False) -> StageReport:
+    """Train the LoRA with DPO: models/lora_adapters/. Exit code 3: too few pairs, or refused by --strict."""
     from cai_helpers.stages.train import train_dpo
 
-    return train_dpo(settings, workspace, fresh)
+    return train_dpo(_with_strict(settings, strict), workspace, fresh)
 
 
 @_command

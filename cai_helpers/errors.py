@@ -18,10 +18,14 @@ class CaiError(Exception):
         return [f"{type(self).__name__}: {self.what}", self.todo]
 
 
-class NotEnoughPairs(CaiError):
-    """Too few usable pairs are left to train on. Not a crash: the report of what was done is written."""
+class TrainingRefused(CaiError):
+    """The pairs are not worth training on. Not a crash: the report of what was done is written."""
 
     exit_code = 3
+
+
+class NotEnoughPairs(TrainingRefused):
+    """Too few usable pairs are left."""
 
 
 class SettingsChanged(CaiError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cai_helpers.errors import NotEnoughPairs
+from cai_helpers.errors import TrainingRefused
 from cai_helpers.report import write_run_report
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
@@ -45,8 +45,8 @@ class RunReport(StageReport):
 def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
     """Run every stage and write reports/report.html.
 
-    Too few usable pairs is an ending, not a crash: the report and the zip are written, `stopped` says why, and
-    nothing is trained.
+    Pairs that are too few, or refused under curate.strict, are an ending, not a crash: the report and the zip are
+    written, `stopped` says why, and nothing is trained.
     """
     workspace.save_settings(settings)
     download_models(settings, workspace)
@@ -60,7 +60,7 @@ def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
     try:
         reports["train"] = train_dpo(settings, workspace)
         reports["evaluate"] = evaluate_models(settings, workspace)
-    except NotEnoughPairs as refusal:
+    except TrainingRefused as refusal:
         stopped = f"{refusal.what} {refusal.todo}"
         workspace.say("train", stopped)
     page = write_run_report(settings, workspace, stopped)

@@ -30,6 +30,11 @@ _READABLE = {
     "kept": "draft kept by the critic",
     "chosen_cut_off": "winner cut off",
     "meta_commentary": "meta-commentary",
+    "overruled": "dropped by a person",
+    "tie": "score difference too small",
+    "length_ratio": "lengths too unequal",
+    "balance": "refusals beyond the balance",
+    "near_duplicate": "nearly the same prompt",
 }
 
 

@@ -27,8 +27,12 @@ _REFUSAL = re.compile(
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
 
+# One of them stands in every refusal that the expression knows; looking for them first is several times as fast.
+_SIGNS = ("not", "can't", "won't", "couldn't", "sorry", "afraid", "unable", "decline", "comfortable", "refuse")
+
 
 def is_refusal(response: str) -> bool:
     """True when the opening of `response` declines the request."""
     opening = response[:_OPENING_CHARACTERS].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    return _REFUSAL.search(opening) is not None
+    lowered = opening.lower()
+    return any(sign in lowered for sign in _SIGNS) and _REFUSAL.search(opening) is not None

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from cai_helpers.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
 from cai_helpers.diagnosis import Finding
+from cai_helpers.gate import Target
 from cai_helpers.pair_statistics import Statistics
 from cai_helpers.plots import save_training_plot
 from cai_helpers.settings import Settings
@@ -52,6 +53,7 @@ def write_pairs_page(
     lines: list[tuple[str, str]],
     statistics: Statistics,
     findings: list[Finding],
+    gate: list[Target],
     plots: dict[str, Path],
 ) -> Path:
     """The analysis of one file of pairs. lines: its figures as (what, figure); plots: from plots.save_pair_plots."""
@@ -63,6 +65,7 @@ def write_pairs_page(
         lines=lines,
         statistics=statistics,
         findings=findings,
+        gate=gate,
         plots=plots,
     )
 
@@ -77,6 +80,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
     evaluation = _evaluation(manifests.get("evaluate"))
     analysis = manifests.get("analyze")
     statistics = Statistics.model_validate(analysis.report["statistics"]) if analysis else None
+    gate = [Target.model_validate(row) for row in analysis.report["gate"]] if analysis else []
     return _write(
         workspace.reports / "report.html",
         "run.html.j2",
@@ -89,6 +93,8 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
         evaluation=evaluation,
         statistics=statistics,
         findings=[Finding.model_validate(row) for row in analysis.report["findings"]] if analysis else [],
+        gate=gate,
+        gate_lines={f"gate: {target.name}" for target in gate},  # they have a table of their own
         examples=_response_examples(workspace) if evaluation else _pair_examples(statistics),
         plots=_plots(workspace, manifests),
         settings_yaml=yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),

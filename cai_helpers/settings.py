@@ -76,8 +76,16 @@ class Score(_Frozen):
 class Curate(_Frozen):
     min_delta: float = Field(0.0, ge=0)  # |score difference| below which the reward model's label is noise
     revised_wins_only: bool = False  # False: the pair's direction is what the reward model says
+    drop_degenerate: bool = True  # pairs of which a side goes round in circles
+    max_length_ratio: float | None = Field(None, gt=1)  # words of the longer side over those of the shorter one
+    drop_both_refuse: bool = False  # pairs that teach one refusal over another
+    near_duplicates: float | None = Field(0.8, gt=0, le=1)  # similarity of two prompts from which only one pair is kept
+    # Most pairs in which a refusal beats an answer. Trained on those alone, a model refuses benign requests too: the
+    # embedded one refused 59 % of them at a share of 0.8; at 0.75 it did not.
+    max_refusal_share: float | None = Field(0.75, gt=0, le=1)
     eval_fraction: float = Field(0.1, gt=0, lt=0.5)  # of the pairs, held out by prompt for the DPO eval loss
     min_pairs: int = Field(100, ge=2)  # fewer, and training refuses
+    strict: bool = False  # True: training also refuses when another line of the gate falls short
 
 
 class Train(_Frozen):

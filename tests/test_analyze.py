@@ -3,7 +3,6 @@
 import json
 import math
 import random
-import time
 
 import pytest
 
@@ -271,7 +270,8 @@ def many_rows(count: int):
 
 def test_the_stage_writes_a_page_and_pictures_and_is_then_complete(smoke, workspace):
     write_jsonl(workspace.pairs, many_rows(60))
-    write_json(workspace.curation_stats, {"generated": 60, "kept": 50, "dropped": {"tie": 10}, "train": 45, "eval": 5})
+    stats = {"generated": 60, "kept": 50, "dropped": {"tie": 10}, "train": 45, "eval": 5, "gate": []}
+    write_json(workspace.curation_stats, stats)
     report = analyze_pairs(smoke, workspace)
     assert report.page == "reports/pairs.html"
     assert (workspace.root / report.page).stat().st_size > 50_000
@@ -293,12 +293,3 @@ def test_a_file_from_elsewhere_is_analysed_beside_the_run_and_leaves_it_alone(sm
 def test_analysing_before_scoring_names_the_stage_that_comes_first(smoke, workspace):
     with pytest.raises(CaiError, match="made by the score stage"):
         analyze_pairs(smoke, workspace)
-
-
-def test_five_thousand_rows_take_a_few_seconds(tmp_path):
-    # a hundred thousand take twenty times as long; the target there is 20 s
-    write_jsonl(tmp_path / "pairs.jsonl", many_rows(5000))
-    started = time.process_time()
-    found = analyze_frame(read_frame(tmp_path / "pairs.jsonl"))
-    assert found.compared == 5000
-    assert time.process_time() - started < 4

@@ -3,9 +3,11 @@ from typing import get_args
 
 import pytest
 
+from cai_helpers.curation import curate, drop_reason, preference_row, refuses_over_answer
+from cai_helpers.overrides import Override, append_override, pair_key
 from cai_helpers.schema import Outcome, ScoredPair
 from cai_helpers.settings import Curate, load_settings
-from cai_helpers.stages.curate import curate_pairs, drop_reason, preference_row
+from cai_helpers.stages.curate import curate_pairs
 from cai_helpers.store import read_jsonl, write_jsonl
 
 
@@ -38,6 +40,12 @@ def pair(**changes) -> ScoredPair:
         ({"outcome": "unknown"}, {}, None),
         ({"base_finish": "length"}, {}, None),
         ({"base_finish": "length", "revised_score": 0.0}, {}, "chosen_cut_off"),
+        ({"base_response": "and so on " * 40}, {}, "degenerate"),
+        ({"base_response": "and so on " * 40}, {"drop_degenerate": False}, None),
+        ({"base_response": "One two three four five six seven."}, {"max_length_ratio": 2}, None),
+        ({"base_response": "One two three."}, {"max_length_ratio": 2}, "length_ratio"),
+        ({"base_response": "I can't help with that."}, {"drop_both_refuse": True}, "both_refuse"),
+        ({"base_response": "I can't help with that."}, {}, None),
     ],
 )
 def test_each_rule_names_its_reason(changes, settings, reason):
@@ -69,12 +77,15 @@ def test_a_bare_eight_column_row_keeps_the_turns_of_its_transcript():
 
 def test_every_pair_is_kept_or_dropped_with_a_reason_and_the_split_is_by_prompt(workspace, tmp_path):
     rows = [pair(prompt=f"Question {n // 2}?", base_response=f"Answer {n}.").model_dump() for n in range(40)]
+    for row in rows[:20]:
+        row["revised_response"] = "Ask a locksmith."
     rows += [pair(outcome="unparsed", revised_score=None, chosen=None).model_dump() for _ in range(5)]
     write_jsonl(tmp_path / "pairs.jsonl", rows)
-    report = curate_pairs(load_settings("smoke"), workspace, tmp_path / "pairs.jsonl")
+    settings = load_settings("smoke", ["curate.near_duplicates=null"])
+    report = curate_pairs(settings, workspace, tmp_path / "pairs.jsonl")
     assert (report.generated, report.kept, report.dropped) == (45, 40, {"unparsed": 5})
     assert (report.train, report.eval) == (36, 4)
-    assert report.refusals_chosen == 40
+    assert report.refusals_chosen == 20
     train, held_out = ({row["id"] for row in read_jsonl(path)} for path in (workspace.train_rows, workspace.eval_rows))
     assert not train & held_out
     assert [row["drop_reason"] for row in read_jsonl(workspace.dropped_rows)] == ["unparsed"] * 5
@@ -89,3 +100,90 @@ def test_curating_again_is_a_no_op_until_a_setting_changes(workspace, tmp_path, 
     report = curate_pairs(load_settings("smoke", ["curate.min_delta=3"]), workspace, tmp_path / "pairs.jsonl")
     assert "curate.min_delta was 0.0, now 3.0" in capsys.readouterr().out
     assert report.dropped == {"tie": 1}
+
+
+def curated(pairs: list[ScoredPair], overrides: dict | None = None, **settings):
+    return curate(pairs, overrides or {}, Curate(**settings), seed=0)
+
+
+def override(one: ScoredPair, decision: str, edited: str | None = None) -> dict[str, Override]:
+    key = pair_key(one.prompt, one.base_response, one.revised_response)
+    return {key: Override(key=key, id=one.id, decision=decision, edited=edited, time="2026-01-01T00:00:00+00:00")}
+
+
+def answering(number: int) -> ScoredPair:
+    """A pair whose winning revision answers; no two of them have similar prompts."""
+    return pair(prompt=f"What is the use of tool number {number}?", revised_response=f"It opens box {number}.")
+
+
+def refusing(number: int) -> ScoredPair:
+    return pair(prompt=f"How could I break into house number {number}?")
+
+
+def test_of_nearly_the_same_prompts_the_pair_with_the_clearest_score_stays():
+    prompt = "How do I open the old lock on the garden door of my neighbour without leaving a trace?"
+    pairs = [pair(prompt=prompt), pair(prompt=prompt.upper(), revised_score=5.0), answering(1)]
+    result = curated(pairs)
+    assert [row.delta for row in result.rows] == [4.0, 1.0]
+    assert [(one.pair.prompt, one.reason) for one in result.dropped] == [(prompt, "near_duplicate")]
+    assert len(curated(pairs, near_duplicates=None).rows) == 3
+
+
+def test_refusals_over_answers_are_thinned_out_to_their_share_and_no_further():
+    result = curated([refusing(n) for n in range(50)] + [answering(n) for n in range(5)], max_refusal_share=0.75)
+    assert sum(map(refuses_over_answer, result.rows)) == 15
+    assert len(result.rows) == 20
+    assert {one.reason for one in result.dropped} == {"balance"}
+    assert len(curated([refusing(n) for n in range(9)] + [answering(n) for n in range(3)]).rows) == 12
+    assert len(curated([refusing(n) for n in range(50)], max_refusal_share=1).rows) == 50
+
+
+def test_what_the_balance_takes_does_not_depend_on_the_order_of_the_file():
+    pairs = [refusing(n) for n in range(50)] + [answering(n) for n in range(5)]
+    first, second = curated(pairs), curated(pairs[::-1])
+    assert {row.id for row in first.rows} == {row.id for row in second.rows}
+
+
+def test_a_person_goes_before_every_rule():
+    tie = pair(revised_score=1.0)
+    assert curated([tie]).dropped[0].reason == "tie"
+    row = curated([tie], override(tie, "revision")).rows[0]
+    assert (row.labelled_by, row.chosen_side, row.delta) == ("person", "revised", 0.0)
+
+    won = pair()
+    assert curated([won], override(won, "drop")).dropped[0].reason == "overruled"
+    result = curated([won], override(won, "draft"))
+    assert result.rows[0].chosen[0]["content"] == "Use a pin."
+    assert result.rows[0].delta == -1.0
+    assert result.overruled == (1, 0, 1, 0)
+
+
+def test_an_edited_revision_is_chosen_over_the_draft_even_where_the_critic_failed():
+    failed = pair(outcome="unparsed", revised_response="Use a pin.", revised_score=None, chosen=None)
+    row = curated([failed], override(failed, "edit", "Call a locksmith.")).rows[0]
+    assert (row.chosen[0]["content"], row.rejected[0]["content"]) == ("Call a locksmith.", "Use a pin.")
+    assert (row.delta, row.labelled_by) == (None, "person")
+
+
+def test_preferring_one_of_two_equal_texts_makes_no_row():
+    kept = pair(outcome="kept", revised_response="Use a pin.", revised_score=1.0)
+    assert curated([kept], override(kept, "revision")).dropped[0].reason == "identical"
+
+
+def test_decisions_are_honoured_from_disk_and_counted_in_the_report(workspace, tmp_path):
+    pairs = [answering(number) for number in range(4)]
+    write_jsonl(tmp_path / "pairs.jsonl", [one.model_dump() for one in pairs])
+    curate_pairs(load_settings("smoke"), workspace, tmp_path / "pairs.jsonl")
+    for one, decision in zip(pairs, ("drop", "draft"), strict=False):
+        key = pair_key(one.prompt, one.base_response, one.revised_response)
+        append_override(workspace.overrides, key, one.id, decision)
+    append_override(workspace.overrides, "0" * 16, "gone", "drop")
+    report = curate_pairs(load_settings("smoke"), workspace, tmp_path / "pairs.jsonl")
+    assert report.dropped == {"overruled": 1}
+    assert report.overruled == (1, 1, 1, 1)
+    assert dict(report.lines())["overruled"] == (
+        "1 kept as a person decided, 1 of them against the reward model; 1 dropped; "
+        "1 decisions are about pairs that are not here"
+    )
+    rows = [*read_jsonl(workspace.train_rows), *read_jsonl(workspace.eval_rows)]
+    assert sorted(row["labelled_by"] for row in rows) == ["person", "reward model", "reward model"]

@@ -11,6 +11,8 @@ from IPython.display import HTML, Image, display
 
 from cai_helpers.constitution import load_constitution
 from cai_helpers.doctor import Check
+from cai_helpers.gate import Target
+from cai_helpers.pair_statistics import Example
 from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
@@ -74,6 +76,28 @@ def show_checks(checks: Sequence[Check]) -> None:
     display(HTML(f"<table>{rows}</table>"))
 
 
+def show_targets(gate: Sequence[Target]) -> None:
+    """The gate as a table: what is met, and for the rest why and what to try."""
+    heads = "".join(
+        f'<th style="{_CELL}">{head}</th>' for head in ("", "target", "aim", "found", "why, and what to try")
+    )
+    rows = "".join(
+        f'<tr><td style="{_CELL}">{"✅" if one.ok else "❗"}</td>'
+        + "".join(
+            f'<td style="{_CELL}">{html.escape(text)}</td>'
+            for text in (one.name, one.aim, one.found, f"{one.cause} {one.remedy}".strip())
+        )
+        + "</tr>"
+        for one in gate
+    )
+    display(HTML(f"<table><tr>{heads}</tr>{rows}</table>"))
+
+
+def show_examples(examples: Sequence[Example], count: int = 3) -> None:
+    """Pairs of the analysis, statistics.worst or statistics.best, draft and revision side by side."""
+    display(HTML("".join(map(_example_html, examples[:count])) or "<p>There are none.</p>"))
+
+
 def show_picture(path: Path, width: int = 820) -> None:
     display(Image(filename=str(path), width=width))
 
@@ -104,6 +128,15 @@ def _pair_html(pair: ScoredPair) -> str:
             (f"Draft, score {_number(pair.base_score)}", pair.base_response),
             (f"Revision, score {_number(pair.revised_score)}", pair.revised_response),
         )
+    )
+
+
+def _example_html(one: Example) -> str:
+    heading = f"delta {one.delta:+.2f} · {one.category} · principles {', '.join(one.principle_ids) or 'none'}"
+    return f"<p><b>{html.escape(heading)}</b></p>" + _sides_html(
+        html.escape(one.prompt),
+        (f"Draft, score {one.base_score:+.2f}", one.base_response),
+        (f"Revision, score {one.revised_score:+.2f}", one.revised_response),
     )
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from cai_helpers.diagnosis import Finding, diagnose
 from cai_helpers.frame import read_frame
+from cai_helpers.gate import Target, check_targets
 from cai_helpers.intervals import Interval
-from cai_helpers.pair_statistics import TIE, Group, LengthBias, Statistics, analyze_frame
+from cai_helpers.pair_statistics import TIE, Example, Group, LengthBias, Statistics, analyze_frame
 from cai_helpers.plots import save_pair_plots
 from cai_helpers.report import write_pairs_page
 from cai_helpers.schema import StageReport
@@ -16,6 +17,7 @@ from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace, file_hash
 
 _GROUPS_LISTED = 8  # principles in the short table; the page has all
+_EXAMPLES_LISTED, _EXAMPLE_CHARACTERS = 2, 160  # of the worst and of the best revisions; the page has more, whole
 
 
 class AnalyzeReport(StageReport):
@@ -24,13 +26,21 @@ class AnalyzeReport(StageReport):
     pictures: list[str]
     statistics: Statistics
     findings: list[Finding]
+    gate: list[Target]
 
     def title(self) -> str:
         return "Is this data good?"
 
     def lines(self) -> list[tuple[str, str]]:
         found = [(f"finding ({one.severity})", f"{one.name}: {one.evidence} {one.remedy}") for one in self.findings]
-        return [*(found or [("findings", "none")]), *statistics_lines(self.statistics), ("page", self.page)]
+        return [
+            *((f"target: {target.name}", target.line()) for target in self.gate),
+            *(found or [("findings", "none")]),
+            *statistics_lines(self.statistics),
+            *_example_lines("worst revision", self.statistics.worst),
+            *_example_lines("best revision", self.statistics.best),
+            ("page", self.page),
+        ]
 
     def summary(self) -> list[tuple[str, str]]:
         return [("findings", "; ".join(one.name for one in self.findings) or "none")]
@@ -105,9 +115,10 @@ def _analyze(
     findings = diagnose(statistics)
     if curation is not None and curation["generated"] != len(frame):  # it was counted on another file
         curation = None
+    gate = _gate(statistics, curation, settings)
     plots = save_pair_plots(frame, statistics, curation, folder)
     page = write_pairs_page(
-        folder / "pairs.html", source.name, statistics_lines(statistics), statistics, findings, plots
+        folder / "pairs.html", source.name, statistics_lines(statistics), statistics, findings, gate, plots
     )
     return AnalyzeReport(
         file=source.name,
@@ -115,13 +126,38 @@ def _analyze(
         pictures=[path.relative_to(workspace.root).as_posix() for path in plots.values()],
         statistics=statistics,
         findings=findings,
+        gate=gate,
     )
+
+
+def _gate(statistics: Statistics, curation: dict | None, settings: Settings) -> list[Target]:
+    """The targets as curate found them; for a file that was not curated, over its decided pairs."""
+    if curation is not None:
+        return [Target.model_validate(target) for target in curation["gate"]]
+    decided = statistics.decided
+    share = statistics.prefers_refusal / decided if decided else None
+    return check_targets(statistics, decided, share, settings.curate)
 
 
 def _curation(workspace: Workspace) -> dict | None:
     if not workspace.curation_stats.exists():
         return None
     return json.loads(workspace.curation_stats.read_text(encoding="utf-8"))
+
+
+def _example_lines(name: str, examples: list[Example]) -> list[tuple[str, str]]:
+    return [
+        (
+            f"{name} {one.delta:+.2f}",
+            f"{_short(one.prompt)}\n  draft: {_short(one.base_response)}\n  revision: {_short(one.revised_response)}",
+        )
+        for one in examples[:_EXAMPLES_LISTED]
+    ]
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= _EXAMPLE_CHARACTERS else f"{text[:_EXAMPLE_CHARACTERS]} …"
 
 
 def _percent(share: Interval | None) -> str:

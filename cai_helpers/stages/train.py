@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_helpers import checkpoints
-from cai_helpers.errors import CaiError, NotEnoughPairs
+from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
+from cai_helpers.gate import Target
 from cai_helpers.hardware import Dtype, choose_dtype, this_machine, use_threads
 from cai_helpers.models import identity, load_tokenizer, release_memory
 from cai_helpers.preference import Preferences, keep_fitting, read_rows
@@ -91,6 +92,7 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
 
     Raises:
         NotEnoughPairs: fewer pairs than curate.min_pairs; the message has the counts and the reasons.
+        TrainingRefused: another line of the gate falls short, and curate.strict is set.
         SettingsChanged: training was begun with other data or settings; the message is the difference.
         CaiError: a check before the first update fails, the loss or a gradient is not finite, memory runs out.
     """
@@ -99,6 +101,7 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
     fingerprint = _fingerprint(settings, workspace)
     pairs = len(read_rows(workspace.train_rows)) + len(read_rows(workspace.eval_rows))
     _require_enough(pairs, settings, workspace)
+    _heed_gate(settings, workspace)
     workspace.begin("train", fingerprint)
     if (report := workspace.finished("train", fingerprint, TrainReport)) is not None:
         return report
@@ -141,6 +144,21 @@ def _require_enough(pairs: int, settings: Settings, workspace: Workspace, reason
         f"{pairs} usable pairs, and training needs curate.min_pairs = {settings.curate.min_pairs}{reasons}.",
         "Generate more pairs (prompts.limit), or look in notebook 03 why they were dropped: fewer teach only noise.",
     )
+
+
+def _heed_gate(settings: Settings, workspace: Workspace) -> None:
+    """Say what the gate found wrong with the data, and refuse it under curate.strict."""
+    if not workspace.curation_stats.exists():
+        return
+    stats = json.loads(workspace.curation_stats.read_text(encoding="utf-8"))
+    missed = [target for target in map(Target.model_validate, stats["gate"]) if not target.ok]
+    for target in missed:
+        workspace.say("train", f"WARNING: gate: {target.name}: {target.line()}")
+    if missed and settings.curate.strict:
+        raise TrainingRefused(
+            "The pairs fall short in: " + "; ".join(f"{one.name} {one.found} (aim {one.aim})" for one in missed) + ".",
+            f"{missed[0].remedy} Or train all the same, without --strict (curate.strict=false).",
+        )
 
 
 def _load_data(settings: Settings, workspace: Workspace) -> Preferences:
