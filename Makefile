@@ -16,13 +16,21 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # tools/install.py leaves compiling to the first import, and that must keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-colab lint format clean
+.PHONY: help demo pictures test test-colab lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
 
 demo: $(VENV)/.for-demo  ## install and run all of Stage 3 on the embedded models (CPU, minutes) into artifacts/demo
 	HF_HUB_OFFLINE=1 $(VENV)/bin/cai run --preset smoke --workspace artifacts/demo
+
+pictures: demo  ## draw the pictures of the README anew, from the demo's pairs and from the same pairs spoiled
+	$(VENV)/bin/python tools/spoil_pairs.py artifacts/demo/pairs/pairs.jsonl artifacts/bad.jsonl
+	$(VENV)/bin/cai analyze artifacts/bad.jsonl --workspace artifacts/demo
+	for name in funnel delta_by_outcome; do \
+		cp artifacts/demo/reports/$$name.png docs/good_$$name.png; \
+		cp artifacts/demo/reports/bad/$$name.png docs/bad_$$name.png; \
+	done
 
 test: $(VENV)/.for-test lint  ## lint, import contracts, unit tests, every notebook in smoke mode
 	$(call unit-tests,$(VENV))

@@ -30,6 +30,7 @@ _READABLE = {
     "kept": "draft kept by the critic",
     "chosen_cut_off": "winner cut off",
     "meta_commentary": "meta-commentary",
+    "unknown": "not told by the file",
     "overruled": "dropped by a person",
     "tie": "score difference too small",
     "length_ratio": "lengths too unequal",
@@ -230,7 +231,7 @@ def _delta_histogram(axes: Axes, deltas: pd.Series, statistics: Statistics) -> N
     canvas.level(axes, x=0)
     axes.axvline(deltas.mean(), color=INK, linewidth=1, linestyle="--", label=f"mean {deltas.mean():+.2f}")
     axes.set_ylim(top=axes.get_ylim()[1] * 1.35)  # room for the legend
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend(loc="upper right", framealpha=0.9, edgecolor="none")
 
 
 def _length_dots(axes: Axes, pairs: pd.DataFrame) -> None:
