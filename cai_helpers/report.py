@@ -127,6 +127,7 @@ def _staleness(manifest: Manifest, workspace: Workspace) -> str:
     """A sentence when an input of the stage is no longer what it was made from."""
     inputs = {
         ("curate", "input pairs"): workspace.pairs,
+        ("curate", "input overrides"): workspace.overrides,
         ("analyze", "input pairs"): workspace.pairs,
         ("train", "input train rows"): workspace.train_rows,
         ("evaluate", "input adapter"): workspace.adapter,
