@@ -57,7 +57,7 @@ def read_frame(path: Path) -> pd.DataFrame:
     """
     if not path.is_file():
         raise CaiError(f"There is no file {path}.", "Give the path of a .jsonl file of scored pairs.")
-    frame = pair_frame(_pairs(path))
+    frame = pair_frame(read_pairs(path))
     if frame.empty:
         raise CaiError(f"{path} holds no pairs.", "Run `cai generate` and `cai score`, or give another file.")
     return frame
@@ -103,7 +103,8 @@ _ROW_COLUMNS = [
 ]
 
 
-def _pairs(path: Path) -> Iterator[ScoredPair]:
+def read_pairs(path: Path) -> Iterator[ScoredPair]:
+    """The pairs of a file one by one, validated; errors as `read_frame`."""
     for number, row in enumerate(read_jsonl(path), start=1):
         if missing := [name for name in COLUMNS if name not in row]:
             raise CaiError(
