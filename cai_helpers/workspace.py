@@ -54,6 +54,7 @@ class Workspace:
         self.scores = self.pairs_dir / "scores.jsonl"
         self.pairs = self.pairs_dir / "pairs.jsonl"
         self.overrides = self.pairs_dir / "overrides.jsonl"
+        self.blind = self.pairs_dir / "blind.jsonl"
         self.bakeoff = self.root / "bakeoff" / "result.json"
         self.dataset_dir = self.root / "dpo_dataset"
         self.train_rows = self.dataset_dir / "train.jsonl"

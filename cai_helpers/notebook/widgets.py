@@ -12,6 +12,7 @@ from IPython.display import HTML, Image, display
 from cai_helpers.constitution import load_constitution
 from cai_helpers.doctor import Check
 from cai_helpers.gate import Target
+from cai_helpers.notebook.inspector import inspect
 from cai_helpers.pair_statistics import Example
 from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport
 from cai_helpers.settings import Settings
@@ -110,6 +111,16 @@ def show_pairs(workspace: Workspace, count: int = 3, outcome: str | None = None)
     display(
         HTML("".join(map(_pair_html, chosen)) or f"<p>There is no pair with outcome {html.escape(str(outcome))}.</p>")
     )
+
+
+def inspect_pairs(workspace: Workspace, file: Path | str | None = None) -> None:
+    """All pairs one by one, with filters, and buttons to overrule the reward model; `file`: pairs from elsewhere."""
+    inspect(workspace, file)
+
+
+def blind_test(workspace: Workspace, rows: int = 20, file: Path | str | None = None) -> None:
+    """Judge `rows` random pairs without seeing scores or which side is which, then see how often you agree."""
+    inspect(workspace, file, blind_rows=rows)
 
 
 def show_rows(workspace: Workspace, count: int = 2) -> None:
