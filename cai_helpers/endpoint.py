@@ -8,8 +8,6 @@ import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,6 +16,7 @@ from huggingface_hub import InferenceClient, get_session, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError
 from pydantic import Field, SecretStr
 
+from cai_helpers.endpoint_answers import Answer, Failure, read_answer, refusal, retry_after, words
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Completion, Messages, Record
 from cai_helpers.settings import Endpoint
@@ -30,7 +29,6 @@ _LONGEST_PAUSE = 60.0  # seconds; also the most that a Retry-After header can as
 _FEWEST_FAILURES = 4  # in a row, before an endpoint counts as down, however low the concurrency
 _REFUSED_ROW = (400, 413, 422)  # what endpoints answer to a row they filter, or that is too long
 _LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-_CUT_OFF = ("length", "max_tokens", "content_filter")  # the text did not end by itself
 
 
 class Usage(Record):
@@ -69,9 +67,11 @@ class EndpointGenerator:
         CaiError: a setting or the key is missing, or huggingface_hub is in offline mode.
     """
 
-    def __init__(self, settings: Endpoint) -> None:
+    def __init__(self, settings: Endpoint, alternatives: int | None = None) -> None:
+        """alternatives: how many other tokens to ask for at each place, with their log-probabilities."""
         _check(settings)
         self._settings = settings
+        self._alternatives = alternatives
         self._key = SecretStr(_read_key(settings))  # shows as ******* wherever this object is printed
         self._failures_in_a_row = 0
         self._has_answered = False
@@ -87,6 +87,11 @@ class EndpointGenerator:
         Raises:
             CaiError: the endpoint refuses the key, does not know the model, or one row after another fails.
         """
+        for index, answer in self.answers(chats, sampling, keys):
+            yield index, answer.completion
+
+    def answers(self, chats: list[Messages], sampling: Sampling, keys: list[str]) -> Iterator[tuple[int, Answer]]:
+        """The same, with all that came back."""
         stop = Event()
         pool = ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="endpoint")
         try:
@@ -100,7 +105,7 @@ class EndpointGenerator:
                 if row.failure is not None:
                     self._give_up_if_hopeless(row.failure)
                 else:
-                    yield rows[future], row.answer.completion
+                    yield rows[future], row.answer
         finally:  # reached by Ctrl-C and by a caller that stops reading, too
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -109,13 +114,13 @@ class EndpointGenerator:
         """One row with its retries. Runs in a thread of the pool and changes nothing that others see."""
         for tries in range(1, self._settings.retries + 2):
             result = self._request(chat, sampling, key)
-            if isinstance(result, _Answer):
+            if isinstance(result, Answer):
                 return _Row(tries, answer=result)
             if not result.may_pass or tries > self._settings.retries or stop.wait(_pause(result, tries, key)):
                 break
         return _Row(tries, failure=result)
 
-    def _request(self, chat: Messages, sampling: Sampling, key: str) -> _Answer | _Failure:
+    def _request(self, chat: Messages, sampling: Sampling, key: str) -> Answer | Failure:
         settings = self._settings
         http = _http_library()
         try:
@@ -130,20 +135,22 @@ class EndpointGenerator:
                     temperature=sampling.temperature,
                     top_p=sampling.top_p,
                     seed=_row_seed(sampling.seed, key),
+                    logprobs=None if self._alternatives is None else True,
+                    top_logprobs=self._alternatives,
                 )
-            return _read(output)
+            return read_answer(output)
         except (TimeoutError, http.TimeoutException):
-            return _Failure("timeout", f"no answer within {settings.timeout:g} s", may_pass=True)
+            return Failure("timeout", f"no answer within {settings.timeout:g} s", may_pass=True)
         except http.RequestError as error:
-            return _Failure("no connection", self._redact(str(error) or type(error).__name__), may_pass=True)
+            return Failure("no connection", self._redact(str(error) or type(error).__name__), may_pass=True)
         except (HfHubHTTPError, ValueError, AttributeError, TypeError) as error:
-            response = _refusal(error)
+            response = refusal(error)
             if response is not None:
-                status, text = response.status_code, self._redact(_words(response))
+                status, text = response.status_code, self._redact(words(response))
                 may_pass = status in (408, 429) or status >= 500
-                return _Failure(f"HTTP {status}", text, may_pass, status, _retry_after(response.headers))
+                return Failure(f"HTTP {status}", text, may_pass, status, retry_after(response.headers))
             if isinstance(error, ValueError):
-                return _Failure("malformed answer", self._redact(str(error)), may_pass=False)
+                return Failure("malformed answer", self._redact(str(error)), may_pass=False)
             raise
 
     def _redact(self, text: str) -> str:
@@ -164,7 +171,7 @@ class EndpointGenerator:
             self._failures_in_a_row += not (self._has_answered and failure.status in _REFUSED_ROW)
         self.usage = usage.model_copy(update=changes)
 
-    def _give_up_if_hopeless(self, failure: _Failure) -> None:
+    def _give_up_if_hopeless(self, failure: Failure) -> None:
         settings, said = self._settings, f": {failure.text}" if failure.text else "."
         # 403 after answers: moderation of one row (OpenRouter), or a key that has run out and fails the next rows too
         if failure.status == 401 or (failure.status == 403 and not self._has_answered):
@@ -187,24 +194,10 @@ class EndpointGenerator:
             )
 
 
-class _Answer(NamedTuple):
-    completion: Completion
-    input_tokens: int
-    metered: bool  # the endpoint said how many tokens
-
-
-class _Failure(NamedTuple):
-    reason: str  # what it is counted under
-    text: str  # in the endpoint's words
-    may_pass: bool  # trying again can help
-    status: int | None = None  # of the HTTP answer, if there was one
-    retry_after: float | None = None  # seconds that the endpoint asks to wait
-
-
 class _Row(NamedTuple):
     tries: int
-    answer: _Answer | None = None  # exactly one of the two
-    failure: _Failure | None = None
+    answer: Answer | None = None  # exactly one of the two
+    failure: Failure | None = None
 
 
 def _check(settings: Endpoint) -> None:
@@ -260,57 +253,7 @@ def _row_seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}:{key}".encode()).digest()[:4], "little") >> 1
 
 
-def _read(output: Any) -> _Answer:
-    """
-    Raises:
-        ValueError: it is no chat completion. (huggingface_hub makes None of any field that is missing.)
-    """
-    choices = output.choices
-    if not isinstance(choices, list) or not choices or not hasattr(choices[0], "message"):
-        raise ValueError(f"no choices in the answer: {getattr(output, 'error', None) or output}")
-    text = getattr(choices[0].message, "content", 0)
-    if text is not None and not isinstance(text, str):  # null: all tokens went into reasoning, or a filter took it
-        raise ValueError(f"no text in the answer: {choices[0].message}")
-    tokens, input_tokens = (_tokens(output.usage, name) for name in ("completion_tokens", "prompt_tokens"))
-    finish = "length" if choices[0].finish_reason in _CUT_OFF else "stop"
-    completion = Completion(text=(text or "").strip(), tokens=tokens or 0, finish=finish)
-    return _Answer(completion, input_tokens or 0, metered=tokens is not None and input_tokens is not None)
-
-
-def _tokens(usage: Any, name: str) -> int | None:
-    value = getattr(usage, name, None)
-    return value if isinstance(value, int) else None
-
-
-def _refusal(error: Exception) -> Any | None:
-    """The HTTP answer behind `error`, if there is one.
-
-    An error body that is JSON but no object, such as Gemini's list, makes huggingface_hub itself stumble while it
-    writes its error; the answer then hangs on the error it was handling.
-    """
-    response = getattr(error, "response", None)
-    return response if response is not None else getattr(error.__context__, "response", None)
-
-
-def _words(response: Any) -> str:
-    """What the endpoint says about its refusal; a gateway's HTML page says nothing."""
-    return "" if "html" in response.headers.get("content-type", "") else response.text
-
-
-def _retry_after(headers: Any) -> float | None:
-    """Seconds from a Retry-After header, which gives them as a number or as a date (RFC 9110, section 10.2.3)."""
-    value = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):  # no date, or one without its time zone
-        return None
-
-
-def _pause(failure: _Failure, tries: int, key: str) -> float:
+def _pause(failure: Failure, tries: int, key: str) -> float:
     """Seconds to wait after the `tries`-th try: what the endpoint asks for, else doubling, spread so that rows part."""
     if failure.retry_after is not None:
         return min(failure.retry_after, _LONGEST_PAUSE)

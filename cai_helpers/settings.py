@@ -18,15 +18,33 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class RewardSource(_Frozen):
+    model: str  # a sequence classifier: Hub id or folder
+    input: Literal["pair", "chat"] = "pair"  # "pair": tokenizer(question, answer); "chat": its chat template
+    max_length: int = Field(512, ge=32)  # tokens; the default model was trained at 512
+    # One logit is the score. With named labels it is Σ weight · P(label): {"harmful": -1} for a safety classifier.
+    labels: dict[str, float] = {}
+
+
 class Models(_Frozen):
     base: str = "google/gemma-2b-it"  # Hub id, folder, or "embedded:chat"
     adapter: str | None = None  # your Stage-2 LoRA; without one the base itself is the starting policy
     reward: str = "OpenAssistant/reward-model-deberta-v3-large-v2"  # a sequence classifier with one logit
     reward_input: Literal["pair", "chat"] = "pair"  # "pair": tokenizer(question, answer); "chat": its chat template
     reward_max_length: int = Field(512, ge=32)  # tokens; the default model was trained at 512
+    reward_labels: dict[str, float] = {}  # for a classifier with named labels: score = Σ weight · P(label)
+    reward_ensemble: list[RewardSource] = []  # more of them: the score is then the mean of all members' z-scores
     dtype: Literal["auto", "fp16", "bf16", "fp32"] = (
         "auto"  # auto: bf16 from compute capability 8.0, fp16 below, fp32 on CPU
     )
+
+    @property
+    def rewards(self) -> list[RewardSource]:
+        """The reward model and the others of its ensemble."""
+        first = RewardSource(
+            model=self.reward, input=self.reward_input, max_length=self.reward_max_length, labels=self.reward_labels
+        )
+        return [first, *self.reward_ensemble]
 
 
 class Prompts(_Frozen):
@@ -70,6 +88,9 @@ class Endpoint(_Frozen):
 
 
 class Score(_Frozen):
+    by: Literal["reward_model", "ai_feedback"] = "reward_model"  # ai_feedback: a language model weighs both sides
+    feedback_model: Literal["local", "api"] = "local"  # local: the starting policy itself; api: `endpoint`
+    feedback_principles: int = Field(4, ge=1)  # a pair is weighed by so many, each in both orders
     batch_size: int = Field(16, ge=1)  # halved on out-of-memory
 
 

@@ -69,6 +69,7 @@ class Workspace:
         self.reports = self.root / "reports"
         self.evaluation_dir = self.root / "evaluation"
         self.answers = self.evaluation_dir / "answers.jsonl"
+        self.evaluation_scores = self.evaluation_dir / "scores.jsonl"
         self.responses = self.evaluation_dir / "responses.jsonl"
         self.export_dir = self.root / "export"
         self.settings_file = self.root / "settings.json"

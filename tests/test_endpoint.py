@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import pytest
 
-from cai_helpers import endpoint
+from cai_helpers import endpoint, endpoint_answers
 from cai_helpers.endpoint import EndpointGenerator, Usage
 from cai_helpers.errors import CaiError
 from cai_helpers.sampling import Sampling
@@ -459,11 +459,11 @@ def test_offline_mode_is_named_before_anything_is_drafted(server: Server, monkey
     [("7", 7.0), ("-1", 0.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0), ("soon", None), ("", None)],
 )
 def test_retry_after_is_a_number_of_seconds_or_a_date(header: str, expected: float | None) -> None:
-    assert endpoint._retry_after({"retry-after": header}) == expected
+    assert endpoint_answers.retry_after({"retry-after": header}) == expected
 
 
 def test_pauses_grow_up_to_a_cap_and_the_same_row_pauses_alike() -> None:
-    busy = endpoint._Failure("HTTP 429", "", may_pass=True)
+    busy = endpoint_answers.Failure("HTTP 429", "", may_pass=True)
     first, third, late = (endpoint._pause(busy, tries, "k") for tries in (1, 3, 20))
     assert 0.25 <= first <= 0.75 < 1.0 <= third <= 3.0
     assert late == 60.0

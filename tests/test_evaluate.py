@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 from safetensors.torch import load_file, save_file
 
+from cai_helpers import judging
 from cai_helpers.comparison import (
     Response,
     compare,
@@ -174,16 +175,18 @@ def test_without_benign_prompts_better_cannot_be_claimed():
 class ScriptedScorer:
     """Gives each text its score, and fails for a text that the script does not hold."""
 
-    identity = "scripted"
-
     def __init__(self, scores: dict[str, float]) -> None:
         self._scores = scores
 
-    def iterate(self, pairs):
-        for index, (_, text) in enumerate(pairs):
+    def iterate(self, questions):
+        for index, question in enumerate(questions):
+            (text,) = question.responses
             if text not in self._scores:
                 raise AssertionError(f"the script has no score for {text!r}")
-            yield index, self._scores[text]
+            yield index, (self._scores[text],)
+
+    def notes(self):
+        return [("scored in", "no time")]
 
 
 class ScriptedPolicies:
@@ -222,7 +225,7 @@ def play(monkeypatch, scripted):
     def use(stage2, stage3, scores):
         policies = ScriptedPolicies({STAGE2: scripted(stage2), STAGE3: scripted(stage3)})
         monkeypatch.setattr(evaluate, "load_policies", lambda models, adapter: policies)
-        monkeypatch.setattr(evaluate, "load_scorer", lambda models, batch_size: ScriptedScorer(scores))
+        monkeypatch.setattr(judging, "load_scorer", lambda settings: ScriptedScorer(scores))
         return policies
 
     return use

@@ -119,7 +119,13 @@ def seal_evaluation(workspace, verdict="better"):
     save_evaluation_plot(overall, by_category, workspace.reports)
     judgement = Judgement(verdict=verdict, reason="it wins often")
     report = EvaluateReport(
-        scorer="a scorer", judgement=judgement, overall=overall, by_category=by_category, generated_now=0, seconds=0.0
+        scorer="a scorer",
+        notes=[],
+        judgement=judgement,
+        overall=overall,
+        by_category=by_category,
+        generated_now=0,
+        seconds=0.0,
     )
     seal(workspace, "evaluate", report)
 

@@ -1,12 +1,16 @@
+import statistics
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
+from cai_helpers.ensemble import Ensemble
 from cai_helpers.errors import CaiError
+from cai_helpers.judging import scorer_identity
 from cai_helpers.models import in_batches
-from cai_helpers.rewards import RewardModel, check_sanity
-from cai_helpers.settings import Models
+from cai_helpers.rewards import RewardModel, check_sanity, check_spread, norming_texts
+from cai_helpers.settings import RewardSource, load_settings
 from cai_helpers.stages.score import choose_side
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
@@ -36,7 +40,7 @@ def classifier():
 
 
 def scorer(classifier, **changes) -> RewardModel:
-    return RewardModel(*classifier, Models(reward="small", **changes), batch_size=2)
+    return RewardModel(*classifier, RewardSource(model="small", **changes), batch_size=2)
 
 
 def ask(text: str) -> list[dict]:
@@ -57,7 +61,7 @@ def test_scores_do_not_depend_on_the_batch(classifier):
 
 
 def test_a_long_question_loses_its_beginning_and_never_the_answer(classifier):
-    reward_model = scorer(classifier, reward_max_length=32)
+    reward_model = scorer(classifier, max_length=32)
     encoded = reward_model._encode(ask("a " * 50 + "b"), "c d e")
     text = classifier[1].decode(encoded.ids)
     assert len(encoded.ids) == 32
@@ -67,7 +71,7 @@ def test_a_long_question_loses_its_beginning_and_never_the_answer(classifier):
 
 def test_an_answer_longer_than_the_model_reads_stops_with_what_to_do(classifier):
     with pytest.raises(CaiError, match="A response of 40 tokens is longer"):
-        scorer(classifier, reward_max_length=32)([(ask("a"), "c " * 40)])
+        scorer(classifier, max_length=32)([(ask("a"), "c " * 40)])
 
 
 def test_a_score_that_is_not_finite_stops_the_run(classifier):
@@ -75,7 +79,7 @@ def test_a_score_that_is_not_finite_stops_the_run(classifier):
     broken = BertForSequenceClassification(model.config)
     torch.nn.init.constant_(broken.classifier.bias, torch.nan)
     with pytest.raises(CaiError, match="gave nan to the response 'c d'"):
-        RewardModel(broken, tokenizer, Models(reward="small"), 2)([(ask("a"), "c d")])
+        RewardModel(broken, tokenizer, RewardSource(model="small"), 2)([(ask("a"), "c d")])
 
 
 def test_a_scorer_that_prefers_word_salad_is_refused():
@@ -123,3 +127,101 @@ def test_a_single_row_that_does_not_fit_says_what_to_do():
 
     with pytest.raises(CaiError, match="One single row does not fit"):
         list(in_batches([0, 1], 2, work))
+
+
+def labelled(labels: list[str]) -> BertForSequenceClassification:
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        id2label=dict(enumerate(labels)),
+    )
+    return BertForSequenceClassification(config)
+
+
+def test_named_labels_count_with_their_signs(classifier):
+    model, tokenizer = labelled(["harmful", "fine", "helpful"]), classifier[1]
+    with torch.inference_mode():
+        logits = model.eval()(**tokenizer("a b c", "d e", return_tensors="pt")).logits[0]
+    harmful, _, helpful = logits.softmax(dim=-1).tolist()
+    source = RewardSource(model="small", labels={"harmful": -1.0, "helpful": 0.5})
+    score = RewardModel(model, tokenizer, source, 2)([(ask("a b c"), "d e")])[0]
+    assert score == pytest.approx(0.5 * helpful - harmful, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("names", "labels", "message"),
+    [
+        (["harmful", "fine"], {"harm": -1.0}, "no label harm; it has harmful, fine"),
+        (["harmful", "fine"], {}, r"has 2 labels \(harmful, fine\); a reward model has one logit"),
+        (["reward"], {"reward": 1.0}, "one logit, whose softmax is always 1"),
+    ],
+)
+def test_labels_that_do_not_suit_the_model_are_named(classifier, names, labels, message):
+    with pytest.raises(CaiError, match=message):
+        RewardModel(labelled(names), classifier[1], RewardSource(model="small", labels=labels), 2)
+
+
+def test_a_classifier_that_scores_everything_alike_is_refused(classifier):
+    model = labelled(["harmful", "fine"])
+    torch.nn.init.zeros_(model.classifier.weight)
+    flat = RewardModel(model, classifier[1], RewardSource(model="small", labels={"harmful": -1.0}), 2)
+    with pytest.raises(CaiError, match="nearly the same score to 24 very different texts"):
+        check_spread(flat)
+
+
+class Fixed:
+    """A member whose scores are a line over the length of the response."""
+
+    def __init__(self, slope: float, height: float) -> None:
+        self.identity = f"{slope}x{height}"
+        self._slope, self._height = slope, height
+        self.scored = self.truncated = 0
+
+    def __call__(self, pairs):
+        return [self._slope * len(response) + self._height for _, response in pairs]
+
+    def notes(self):
+        return [("scored in", "fp32")]
+
+
+def test_an_ensemble_is_the_mean_of_z_scores_whatever_the_members_scales():
+    lengths = [len(response) for _, response in norming_texts()]
+    expected = (5 - statistics.fmean(lengths)) / statistics.stdev(lengths)
+    same = Ensemble([Fixed(1, 0), Fixed(100, -7)])
+    assert same([(ask("?"), "12345")]) == [pytest.approx(expected)]
+    opposed = Ensemble([Fixed(1, 0), Fixed(-3, 2)])
+    assert opposed([(ask("?"), "1" * n) for n in (1, 90)]) == [pytest.approx(0.0)] * 2
+
+
+def test_a_score_of_an_ensemble_does_not_depend_on_the_other_texts():
+    ensemble = Ensemble([Fixed(1, 0), Fixed(0.5, 3)])
+    texts = [(ask("?"), "1" * n) for n in range(600)]
+    assert ensemble(texts)[3] == ensemble(texts[3:4])[0]
+
+
+def test_a_member_without_any_spread_cannot_be_standardised():
+    with pytest.raises(CaiError, match="one score to every text"):
+        Ensemble([Fixed(1, 0), Fixed(0, 2)])
+
+
+def test_truncated_questions_are_reported(classifier):
+    reward_model = scorer(classifier, max_length=32)
+    reward_model([(ask("a " * 50 + "b"), "c d e"), (ask("a"), "b")])
+    assert dict(reward_model.notes())["truncated inputs"] == "1 of 2 questions lost their beginning at 32 tokens"
+
+
+def test_the_identity_of_a_scorer_names_all_that_its_scores_depend_on():
+    plain = load_settings("smoke")
+    one = load_settings("smoke", ["models.reward_labels={bad: -1}"])
+    two = load_settings("smoke", ["models.reward_ensemble=[{model: other/reward, max_length: 256}]"])
+    fed = load_settings("smoke", ["score.by=ai_feedback"])
+    more = load_settings("smoke", ["score.by=ai_feedback", "score.feedback_principles=2"])
+    names = [scorer_identity(settings) for settings in (plain, one, two, fed, more)]
+    assert len(set(names)) == 5
+    assert "-1·P(bad)" in names[1]
+    assert "other/reward, pair input, 256 tokens" in names[2]
+    assert scorer_identity(load_settings("smoke", ["score.batch_size=3"])) == names[0]

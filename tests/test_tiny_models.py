@@ -10,10 +10,11 @@ import torch
 
 import cai_helpers
 from cai_helpers.critic import Critic, load_critic, make_traces
+from cai_helpers.ensemble import load_reward
 from cai_helpers.models import LanguageModel, load_stage2, load_tokenizer
 from cai_helpers.prompts import prompt_id
 from cai_helpers.refusals import is_refusal
-from cai_helpers.rewards import Scorer, load_scorer
+from cai_helpers.rewards import TextScorer
 from cai_helpers.sampling import Sampling
 from cai_helpers.schema import Prompt
 from cai_helpers.settings import Settings, load_settings
@@ -34,8 +35,8 @@ def stage2(settings: Settings) -> LanguageModel:
 
 
 @pytest.fixture(scope="module")
-def scorer(settings: Settings) -> Scorer:
-    return load_scorer(settings.models, settings.score.batch_size)
+def scorer(settings: Settings) -> TextScorer:
+    return load_reward(settings.models, settings.score.batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +141,7 @@ def test_at_least_nine_in_ten_critiques_parse(
     assert sum(outcome in ("revised", "kept", "meta_commentary") for outcome in outcomes) >= 0.9 * 40
 
 
-def test_the_reward_model_orders_at_least_nine_in_ten_gold_pairs(scorer: Scorer) -> None:
+def test_the_reward_model_orders_at_least_nine_in_ten_gold_pairs(scorer: TextScorer) -> None:
     rows = list(read_jsonl(TINY / "prompts" / "gold.jsonl"))
     assert len(rows) == 120
     better = scorer([(row["messages"], row["better"]) for row in rows])

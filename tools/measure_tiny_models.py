@@ -27,10 +27,10 @@ from tiny_world import world  # noqa: E402
 
 from cai_helpers.comparison import BENIGN, HARMFUL, Response, compare, compare_by_category  # noqa: E402
 from cai_helpers.critic import load_critic, make_traces  # noqa: E402
+from cai_helpers.ensemble import load_reward  # noqa: E402
 from cai_helpers.hardware import use_threads  # noqa: E402
 from cai_helpers.prompts import prompt_id  # noqa: E402
 from cai_helpers.refusals import is_refusal  # noqa: E402
-from cai_helpers.rewards import load_scorer  # noqa: E402
 from cai_helpers.schema import Prompt, Trace  # noqa: E402
 from cai_helpers.settings import Settings, load_settings  # noqa: E402
 from cai_helpers.stages.curate import curate_pairs  # noqa: E402
@@ -88,7 +88,7 @@ def settings_for(options: Options, seed: int, *overrides: str) -> Settings:
 def print_reward_accuracy(options: Options) -> None:
     """Share of gold pairs whose better side scores higher."""
     settings = settings_for(options, options.seeds[0])
-    scorer = load_scorer(settings.models, settings.score.batch_size)
+    scorer = load_reward(settings.models, settings.score.batch_size)
     rows = list(read_jsonl(options.assets / "prompts" / "gold.jsonl"))
     better = scorer([(row["messages"], row["better"]) for row in rows])
     worse = scorer([(row["messages"], row["worse"]) for row in rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from itertools import islice
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -13,9 +14,9 @@ from cai_helpers.critique import Protocol, load_protocol, protocol_names
 from cai_helpers.errors import CaiError
 from cai_helpers.hardware import use_threads
 from cai_helpers.intervals import Interval, proportion
+from cai_helpers.judging import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.models import identity, release_memory
 from cai_helpers.prompts import write_prompts
-from cai_helpers.rewards import Scorer, load_scorer, scorer_identity
 from cai_helpers.schema import Prompt, Record, StageReport, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
@@ -117,11 +118,11 @@ def compare_protocols(
     del critic
     release_memory()  # on a T4 the reward model takes the generator's place
 
-    scorer = load_scorer(settings.models, settings.score.batch_size)
-    entries = [_entry(name, traces, seconds, scorer) for name, (traces, seconds) in made.items()]
+    deltas = _deltas(settings, {name: traces for name, (traces, _) in made.items()})
+    entries = [_entry(name, traces, seconds, deltas[name]) for name, (traces, seconds) in made.items()]
     planned = len(split.train)
     report = BakeoffReport(
-        scorer=scorer.identity, planned=planned, entries=entries, recommended=recommend(entries).protocol
+        scorer=scorer_identity(settings), planned=planned, entries=entries, recommended=recommend(entries).protocol
     )
     for name, (traces, _) in made.items():
         write_jsonl(
@@ -138,7 +139,7 @@ def _fingerprint(settings: Settings, protocols: dict[str, Protocol], count: int)
         "models.base": identity(settings.models.base),
         "models.adapter": identity(settings.models.adapter),
         "models.dtype": settings.models.dtype,
-        "models.reward": scorer_identity(settings.models),
+        "models.reward": scorer_identity(settings),
         "prompts": count,
         "protocols": protocols,
         **section("prompts", settings.prompts),
@@ -168,11 +169,22 @@ def _run(critic: Critic, prompts: list[Prompt]) -> tuple[list[Trace], float]:
     return traces, time.monotonic() - started
 
 
-def _entry(name: str, traces: list[Trace], seconds: float, scorer: Scorer) -> Entry:
+def _deltas(settings: Settings, made: dict[str, list[Trace]]) -> dict[str, list[float]]:
+    """Score differences of each protocol's revisions; all are judged in one call, which loads the scorer once."""
+    revised = {name: [trace for trace in traces if trace.outcome == "revised"] for name, traces in made.items()}
+    asked = [
+        ResponsePair(trace.prompt.messages, trace.draft, trace.revision)
+        for traces in revised.values()
+        for trace in traces
+    ]
+    scores = iter(judge_pairs(settings, asked).scores)
+    return {
+        name: [pair.second - pair.first for pair in islice(scores, len(traces))] for name, traces in revised.items()
+    }
+
+
+def _entry(name: str, traces: list[Trace], seconds: float, deltas: list[float]) -> Entry:
     revised = [trace for trace in traces if trace.outcome == "revised"]
-    base = scorer([(trace.prompt.messages, trace.draft) for trace in revised])
-    better = scorer([(trace.prompt.messages, trace.revision) for trace in revised])
-    deltas = [high - low for high, low in zip(better, base, strict=True)]
     wins = sum(delta > 0 for delta in deltas)
     return Entry(
         protocol=name,

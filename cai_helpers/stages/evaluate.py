@@ -26,6 +26,7 @@ from cai_helpers.comparison import (
 from cai_helpers.errors import CaiError
 from cai_helpers.hardware import use_threads
 from cai_helpers.intervals import Interval
+from cai_helpers.judging import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.models import (
     STAGE2,
     STAGE3,
@@ -41,7 +42,6 @@ from cai_helpers.models import (
 )
 from cai_helpers.plots import save_evaluation_plot
 from cai_helpers.refusals import is_refusal
-from cai_helpers.rewards import load_scorer, scorer_identity
 from cai_helpers.schema import Completion, Prompt, StageReport
 from cai_helpers.settings import Models, Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
@@ -52,6 +52,7 @@ Answers = dict[tuple[str, str], Completion]  # (prompt id, stage) → what the m
 
 class EvaluateReport(StageReport):
     scorer: str
+    notes: list[tuple[str, str]]  # what the scorer says of this call
     judgement: Judgement
     overall: Comparison
     by_category: dict[str, Comparison]
@@ -65,7 +66,8 @@ class EvaluateReport(StageReport):
         return [
             ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
             ("caution", CAUTION),
-            ("reward model", self.scorer),
+            ("scored by", self.scorer),
+            *self.notes,
             *_comparison_lines("all prompts", self.overall),
             *(
                 line
@@ -112,9 +114,9 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
         answers |= _generate(settings, adapter, missing, runs, store)
         release_memory()  # the reward model needs the room
 
-    responses = _scored(settings, prompts, answers)
+    responses, notes = _scored(settings, prompts, answers, JsonlStore(workspace.evaluation_scores))
     write_jsonl(workspace.responses, (response.model_dump() for response in responses))
-    report = _report(settings, responses, generated, time.monotonic() - started)
+    report = _report(settings, responses, notes, generated, time.monotonic() - started)
     picture = save_evaluation_plot(report.overall, report.by_category, workspace.reports)
     workspace.note_metrics("evaluate", report)
     workspace.seal("evaluate", fingerprint, [workspace.responses, picture], report)
@@ -163,7 +165,7 @@ def _held_out(settings: Settings, workspace: Workspace) -> list[Prompt]:
 
 def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
     return {
-        "models.reward": scorer_identity(settings.models),
+        "models.reward": scorer_identity(settings),
         "evaluate.limit": settings.evaluate.limit,
         "stage 2": _basis(settings, settings.models.adapter),
         "input adapter": file_hash(workspace.adapter),
@@ -228,17 +230,19 @@ def _generate(
     return answers
 
 
-def _scored(settings: Settings, prompts: list[Prompt], answers: Answers) -> list[Response]:
-    scorer = load_scorer(settings.models, settings.score.batch_size)
-    keys = [(prompt, stage) for prompt in prompts for stage in (STAGE2, STAGE3)]
-    pairs = [(prompt.messages, answers[prompt.id, stage].text) for prompt, stage in keys]
-    scores = dict(tqdm(scorer.iterate(pairs), total=len(pairs), desc="score", unit="text"))
-    return [
-        _response(
-            prompt, answers[prompt.id, STAGE2], answers[prompt.id, STAGE3], scores[2 * number], scores[2 * number + 1]
-        )
-        for number, prompt in enumerate(prompts)
+def _scored(
+    settings: Settings, prompts: list[Prompt], answers: Answers, store: JsonlStore
+) -> tuple[list[Response], list[tuple[str, str]]]:
+    asked = [
+        ResponsePair(prompt.messages, answers[prompt.id, STAGE2].text, answers[prompt.id, STAGE3].text)
+        for prompt in prompts
     ]
+    judged = judge_pairs(settings, asked, store)
+    responses = [
+        _response(prompt, answers[prompt.id, STAGE2], answers[prompt.id, STAGE3], *scores)
+        for prompt, scores in zip(prompts, judged.scores, strict=True)
+    ]
+    return responses, judged.notes
 
 
 def _response(
@@ -259,10 +263,13 @@ def _response(
     )
 
 
-def _report(settings: Settings, responses: list[Response], generated: int, seconds: float) -> EvaluateReport:
+def _report(
+    settings: Settings, responses: list[Response], notes: list[tuple[str, str]], generated: int, seconds: float
+) -> EvaluateReport:
     overall, by_category = compare(responses), compare_by_category(responses)
     return EvaluateReport(
-        scorer=scorer_identity(settings.models),
+        scorer=scorer_identity(settings),
+        notes=notes,
         judgement=judge(overall, by_category.get(BENIGN)),
         overall=overall,
         by_category=by_category,
