@@ -13,6 +13,7 @@ import pytest
 
 from cai_helpers import endpoint, endpoint_answers
 from cai_helpers.endpoint import EndpointGenerator, Usage
+from cai_helpers.endpoint_letters import EndpointLetters
 from cai_helpers.errors import CaiError
 from cai_helpers.sampling import Sampling
 from cai_helpers.settings import Endpoint
@@ -500,3 +501,23 @@ def test_an_endpoint_criticises_local_drafts_and_its_failures_and_cost_are_repor
     assert dict(first.lines())["endpoint cost"].startswith("0.0200")
     second = generate_pairs(settings, workspace)
     assert (second.pairs, second.failed, second.rows_now) == (6, 0, 1)
+
+
+def test_a_letter_is_weighed_by_its_log_probabilities(server: Server) -> None:
+    def weigh(body: dict) -> Reply:
+        choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": "A"}}
+        listed = [{"token": token, "logprob": value} for token, value in (("A", -0.25), ("B", -1.5))]
+        choice["logprobs"] = {"content": [{"token": "A", "logprob": -0.25, "top_logprobs": listed}]}
+        return Reply({"id": "1", "choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1}})
+
+    server.reply = weigh
+    letters = EndpointLetters(Endpoint(base_url=server.base_url, model="judge"))
+    assert dict(letters.log_odds(chats("(A) or (B)?", "(A) or (B)?"))) == {0: 1.25, 1: 1.25}
+    assert [(body["logprobs"], body["top_logprobs"]) for body in server.asked] == [(True, 20)] * 2
+
+
+def test_a_weighing_that_the_endpoint_leaves_out_stops_and_says_so(server: Server) -> None:
+    server.reply = lambda body: refuse(422)
+    letters = EndpointLetters(Endpoint(base_url=server.base_url, model="judge", retries=0))
+    with pytest.raises(CaiError, match=r"left 1 of 1 questions unanswered \(HTTP 422 1\)"):
+        list(letters.log_odds(chats("(A) or (B)?")))
