@@ -93,6 +93,7 @@ class Inspector:
         ]
         self._body = widgets.VBox(self._pairs_view)
         self.box = widgets.VBox([widgets.HTML(pair_html.style_html()), self._body])
+        self.box.add_class("cai-inspector")
 
     def _button(self, label: str, action: Callable[[], None]) -> widgets.Button:
         return button(label, self._guarded(action))
