@@ -107,8 +107,8 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     data = _load_data(settings, workspace)
 
-    from cai_helpers.dpo import explained_memory, quiet_libraries
     from cai_helpers.plots import save_training_plot
+    from cai_helpers.policy_trainer import explained_memory, quiet_libraries
 
     with quiet_libraries(), explained_memory(settings.train):
         report = _train(settings, workspace, data, fingerprint)
@@ -164,7 +164,7 @@ def _load_data(settings: Settings, workspace: Workspace) -> Preferences:
 
 
 def _train(settings: Settings, workspace: Workspace, data: Preferences, fingerprint: Fingerprint) -> TrainReport:
-    from cai_helpers.dpo import restore_policy, save_policy
+    from cai_helpers.adapters import restore_policy, save_policy
     from cai_helpers.flight import check_flight
     from cai_helpers.history import TrainingHistory
 
