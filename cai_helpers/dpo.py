@@ -132,9 +132,7 @@ def build_trainer(
     )
 
 
-def training_arguments(
-    settings: Settings, folder: Path, dtype: Dtype, machine: Machine, continued: bool
-) -> DPOConfig:
+def training_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Machine, continued: bool) -> DPOConfig:
     train = settings.train
     arguments = DPOConfig(
         **shared_arguments(settings, folder, dtype, machine),

@@ -56,11 +56,11 @@ def _check_reference(model: torch.nn.Module, start: Start, models: Models) -> Ch
     if start.adapter is not None:
         equal = require_equal(model, REFERENCE, start.adapter)
         name = "the supervised result" if start.adapter != models.adapter else start.adapter
-        return Check("reference", f"a frozen copy of {name}: its {equal} tensors equal the file{_merged(start)}")
-    return Check("reference", f"the base model {models.base}{_merged(start)}, with the new LoRA switched off")
+        return Check("reference", f"a frozen copy of {name}: its {equal} tensors equal the file{merged_in(start)}")
+    return Check("reference", f"the base model {models.base}{merged_in(start)}, with the new LoRA switched off")
 
 
-def _merged(start: Start) -> str:
+def merged_in(start: Start) -> str:
     if start.merged is None:
         return ""
     return f" with Stage 2 merged in (rounding moved logits by up to {start.merged.moved:.1g})"
@@ -77,8 +77,8 @@ def _check_start(batches: list[Measured], losses: str) -> Check:
     wrong_loss = right is not None and abs(loss - right) > TOLERANCE * max(1, abs(right))
     if wrong_loss or not max(abs(margin), abs(reward)) <= TOLERANCE:
         raise CaiError(
-            f"Before the first update the loss {losses} is {loss:.3f} (must be {_value(right)}), the margin "
-            f"{margin:+.3f} and the largest reward {reward:+.3f} (must be 0): the reference is not the policy that "
+            f"Before the first update the loss {losses} is {loss:.3f} ({_value(right)}), the margin "
+            f"{margin:+.3f} and the largest reward {reward:+.3f} (both must be 0): the reference is not the policy that "
             "training starts from.",
             f"Nothing was trained. The stored reference log-probabilities are up to {error:.3f} off the frozen copy's: "
             "if that is much, run `cai train --fresh`; if not, models.adapter and models.base do not match.",
@@ -89,8 +89,8 @@ def _check_start(batches: list[Measured], losses: str) -> Check:
 
 def _value(right: float | None) -> str:
     if right is None:
-        return "not known: with ld_alpha, sft begins at a value of its own"
-    return f"ln 2 is {right:.4f}" if abs(right - math.log(2)) < 1e-9 else f"at its start {right:.4f}"
+        return "unknown for sft with ld_alpha"
+    return f"ln 2 is {right:.4f}" if abs(right - math.log(2)) < 1e-9 else f"its start value is {right:.4f}"
 
 
 def _check_ends(trainer: PolicyTrainer) -> Check:

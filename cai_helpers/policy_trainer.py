@@ -161,5 +161,3 @@ def not_finite(what: str, step: int) -> CaiError:
         "Halve train.learning_rate; on a card with compute capability 8.0 or higher set models.dtype=bf16. "
         "Then `cai train --fresh`.",
     )
-
-
