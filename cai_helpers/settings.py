@@ -199,8 +199,24 @@ def load_settings(preset: str = "t4", overrides: list[str] | None = None, **chan
     values.update(changes)
     for override in overrides or []:
         _apply(values, override)
+    return _validated({"preset": preset, **values})
+
+
+def change_settings(settings: Settings, overrides: list[str]) -> Settings:
+    """`settings`, changed by `"train.beta=0.2"` strings.
+
+    Raises:
+        CaiError: unknown field or a value out of range; the message names it.
+    """
+    values = settings.model_dump(mode="json")
+    for override in overrides:
+        _apply(values, override)
+    return _validated(values)
+
+
+def _validated(values: dict[str, Any]) -> Settings:
     try:
-        return Settings.model_validate({"preset": preset, **values})
+        return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -56,6 +56,7 @@ class TrainReport(StageReport):
     eval_loss: float  # of the checkpoint that was kept, the one with the lowest
     eval_loss_last: float
     eval_accuracy: float
+    eval_margin: float  # rewards, so beta times nats
     best_step: int
     skipped_updates: int  # by fp16's gradient scaler, in the last call
     resumed_from: int | None  # step, of the last call
@@ -90,8 +91,9 @@ class TrainReport(StageReport):
         ]
 
     def summary(self) -> list[tuple[str, str]]:
-        shown = ("supervised first", "steps", "accuracy first → last", "margin first → last", "held-out loss")
-        return [(f"DPO {name}", figure) for name, figure in self.lines() if name in shown]
+        shown = ("steps", "accuracy first → last", "margin first → last", "held-out loss")
+        first = [("supervised first", _supervised(self.sft))] if self.sft else []
+        return first + [(f"DPO {name}", figure) for name, figure in self.lines() if name in shown]
 
 
 def _supervised(sft: SftReport) -> str:
@@ -112,8 +114,7 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
         CaiError: a check before the first update fails, the loss or a gradient is not finite, memory runs out.
     """
     if fresh:
-        workspace.archive("sft", [sft_history(workspace, settings)])
-        workspace.archive("train", [workspace.checkpoints, workspace.adapter, workspace.history])
+        start_over(settings, workspace)
     fingerprint = _fingerprint(settings, workspace)
     pairs = len(read_rows(workspace.train_rows)) + len(read_rows(workspace.eval_rows))
     _require_enough(pairs, settings, workspace)
@@ -136,6 +137,12 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
     workspace.note_metrics("train", report)
     workspace.seal("train", fingerprint, [workspace.adapter], report)
     return report
+
+
+def start_over(settings: Settings, workspace: Workspace) -> None:
+    """Move what earlier calls made to archive/."""
+    workspace.archive("sft", [sft_history(workspace, settings)])
+    workspace.archive("train", [workspace.checkpoints, workspace.adapter, workspace.history])
 
 
 def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
@@ -294,6 +301,7 @@ def _report(
         eval_loss=kept["eval_loss"],
         eval_loss_last=evaluations[-1]["eval_loss"],
         eval_accuracy=kept["eval_accuracy"],
+        eval_margin=kept["eval_margin"],
         best_step=best_step,
         skipped_updates=history.skipped,
         resumed_from=resumed_from,
