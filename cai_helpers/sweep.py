@@ -17,7 +17,9 @@ from cai_helpers.stages.train import start_over, train_dpo
 from cai_helpers.store import write_atomically
 from cai_helpers.workspace import Workspace
 
-MOST_KL = 0.5  # nats a token; on the embedded models the text falls apart above it, whatever accuracy and margin say
+# Nats a token: 20 for an answer of 200 tokens. On the embedded models, whatever accuracy and margin say, answers to benign
+# requests keep their score up to 0.08 and lose it from 0.12 on.
+MOST_KL = 0.1
 RULE = (
     "the most held-out pairs ranked right; among those within one pair of the best, the largest margin; runs with a KL "
     f"above {MOST_KL:g} nats a token are passed over while another is left"
