@@ -17,12 +17,12 @@ from cai_helpers.stages.train import start_over, train_dpo
 from cai_helpers.store import write_atomically
 from cai_helpers.workspace import Workspace
 
-# Nats a token: 20 for an answer of 200 tokens. On the embedded models, whatever accuracy and margin say, answers to benign
-# requests keep their score up to 0.08 and lose it from 0.12 on.
-MOST_KL = 0.1
+# Nats a token: 30 for an answer of 200 tokens. On the embedded models, whatever accuracy and margin say, answers to benign
+# requests keep their score up to 0.08, lose some of it at 0.12, and at 0.2 what was won elsewhere.
+MOST_KL = 0.15
 RULE = (
-    "the most held-out pairs ranked right; among those within one pair of the best, the largest margin; runs with a KL "
-    f"above {MOST_KL:g} nats a token are passed over while another is left"
+    "the most held-out pairs ranked right; among those within one pair of the best, the largest margin; runs whose KL "
+    f"would grow above {MOST_KL:g} nats a token in the full training are passed over while another is left"
 )
 
 
@@ -33,6 +33,7 @@ class Run(Record):
     accuracy: float  # share of held-out pairs ranked right
     margin: float  # nats: the difference of the two log-ratios. Not times beta, which may be what is swept
     kl: float  # KL(policy ‖ reference), nats a token at the positions of held-out answers: drift.token_kl
+    kl_in_full: float  # what that comes to in the full training, by `in_full`
     steps: int
     pairs: int  # held out
 
@@ -50,7 +51,7 @@ class SweepReport(StageReport):
             (
                 f"{self.field}={run.value:g}",
                 f"{run.accuracy:.2f} of {run.pairs} held-out pairs right  margin {run.margin:+7.2f} nats  "
-                f"KL {run.kl:.3f} nats a token  {run.steps} steps",
+                f"KL {run.kl:.3f} nats a token, in full about {run.kl_in_full:.2f}  {run.steps} steps",
             )
             for run in self.runs
         ]
@@ -78,7 +79,7 @@ def sweep(settings: Settings, workspace: Workspace, request: str, fresh: bool = 
     if fresh:
         workspace.archive("sweep", [workspace.root / "sweep"])
         start_over(settings, workspace)
-    runs = [_run(one, workspace, field, value) for one, value in zip(own, values, strict=True)]
+    runs = [_run(one, workspace, field, value, settings.train.epochs) for one, value in zip(own, values, strict=True)]
     report = SweepReport(field=field, runs=runs, chosen=choose(runs).value)
     workspace.note_metrics("sweep", report)
     return report, change_settings(settings, [f"train.{field}={_text(report.chosen)}"])
@@ -105,10 +106,19 @@ def parse_sweep(request: str) -> tuple[str, list[float]]:
 
 def choose(runs: Sequence[Run]) -> Run:
     """The run that RULE picks; of equals the earlier one."""
-    sound = [run for run in runs if run.kl <= MOST_KL] or list(runs)
+    sound = [run for run in runs if run.kl_in_full <= MOST_KL] or list(runs)
     best = max(run.accuracy for run in sound)
     near = [run for run in sound if run.accuracy >= best - 1 / run.pairs - 1e-9]
     return max(near, key=lambda run: run.margin)
+
+
+def in_full(kl: float, short: float, epochs: float) -> float:
+    """The KL to expect after `epochs`, where `short` epochs gave `kl`.
+
+    Near the reference KL is quadratic in how far the weights have moved (its Hessian is the Fisher matrix), and they
+    move about as far in each epoch. Measured on the embedded models: three times the steps gave 5 to 8 times the KL.
+    """
+    return kl * max(1.0, epochs / short) ** 2
 
 
 def _settings_of_run(settings: Settings, field: str, value: float) -> Settings:
@@ -116,7 +126,7 @@ def _settings_of_run(settings: Settings, field: str, value: float) -> Settings:
     return change_settings(settings, [*epochs, f"train.{field}={_text(value)}"])
 
 
-def _run(settings: Settings, workspace: Workspace, field: str, value: float) -> Run:
+def _run(settings: Settings, workspace: Workspace, field: str, value: float, epochs: float) -> Run:
     space = Workspace(workspace.root / "sweep" / f"{field}={value:g}")
     shutil.copytree(workspace.dataset_dir, space.dataset_dir, dirs_exist_ok=True)
     for done in sorted((workspace.root / "sweep").glob("*=*")):
@@ -129,6 +139,7 @@ def _run(settings: Settings, workspace: Workspace, field: str, value: float) -> 
         accuracy=report.eval_accuracy,
         margin=report.eval_margin / settings.train.beta,
         kl=report.kl,
+        kl_in_full=report.kl if field == "epochs" else in_full(report.kl, settings.train.epochs, epochs),
         steps=report.steps,
         pairs=report.eval_pairs,
     )

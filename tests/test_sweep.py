@@ -14,7 +14,7 @@ from cai_helpers.cli import app
 from cai_helpers.dpo import PolicyTrainer
 from cai_helpers.errors import CaiError
 from cai_helpers.settings import load_settings
-from cai_helpers.sweep import RULE, Run, choose, parse_sweep, sweep
+from cai_helpers.sweep import RULE, Run, choose, in_full, parse_sweep, sweep
 from cai_helpers.workspace import Workspace
 
 tiny = test_train.tiny
@@ -26,7 +26,7 @@ def _no_picture(monkeypatch):
 
 
 def run(value: float, accuracy: float, margin: float, kl: float) -> Run:
-    return Run(value=value, accuracy=accuracy, margin=margin, kl=kl, steps=10, pairs=20)
+    return Run(value=value, accuracy=accuracy, margin=margin, kl=0.01, kl_in_full=kl, steps=10, pairs=20)
 
 
 CHOICES = {
@@ -41,6 +41,11 @@ CHOICES = {
 @pytest.mark.parametrize(("runs", "chosen"), CHOICES.values(), ids=CHOICES)
 def test_the_rule_chooses(runs, chosen):
     assert choose(runs).value == chosen
+
+
+def test_three_times_the_training_is_expected_to_go_nine_times_as_far():
+    assert in_full(0.01, 1, 3) == pytest.approx(0.09)
+    assert in_full(0.01, 2, 1) == 0.01
 
 
 def test_a_sweep_is_read():
