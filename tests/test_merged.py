@@ -189,3 +189,20 @@ def test_without_a_stage_2_a_fresh_adapter_is_what_there_is_anyway(tiny, tmp_pat
     report = train_dpo(make_settings(tiny, adapter=False, epochs=0.5, fresh_adapter=True), workspace)
     assert report.reference == f"the base model {tiny / 'base'}, with the new LoRA switched off"
     assert {tensor.shape[0] for name, tensor in adapter_tensors(workspace).items() if "lora_A" in name} == {16}
+
+
+def test_a_base_in_half_precision_starts_at_ln_2_on_what_was_merged(tiny, tmp_path):
+    """Rounding moves policy and reference alike, so the reference stays exact; the export is off by that rounding."""
+    workspace = make_workspace(tmp_path)
+    settings = make_settings(tiny, dtype="bf16", epochs=1, fresh_adapter=True, lora_dropout=0)
+    report = train_dpo(settings, workspace)
+    assert report.loss_first == pytest.approx(0.6931, abs=1e-3)
+    assert report.loss_last < 0.69
+    assert {tensor.dtype for tensor in adapter_tensors(workspace).values()} == {torch.float32}
+
+    start = load_start(settings, TOKENS[0].tolist())
+    policy = get_peft_model(start.model, fresh_lora(settings.train))
+    restore_policy(policy, workspace.checkpoints / f"checkpoint-{report.best_step}")
+    alone = PeftModel.from_pretrained(load_tiny(tiny, torch.bfloat16), workspace.adapter)
+    difference = (logits(alone) - logits(policy)).abs().max().item()
+    assert difference < 4 * start.merged.moved
