@@ -200,11 +200,30 @@ def analyze(
 
 
 @_command
-def train(settings: Settings, workspace: Workspace, fresh: Fresh = False, strict: Strict = False) -> StageReport:
-    """Train the LoRA with DPO: models/lora_adapters/. Exit code 3: too few pairs, or refused by --strict."""
+def train(
+    settings: Settings,
+    workspace: Workspace,
+    fresh: Fresh = False,
+    strict: Strict = False,
+    sweep: Annotated[
+        str | None,
+        typer.Option(help="Compare short runs and go on with the best, e.g. --sweep beta=0.05,0.1,0.3"),
+    ] = None,
+) -> StageReport:
+    """Train the LoRA with DPO (or as train.method says): models/lora_adapters/. Exit code 3: too few
+    pairs, or refused by --strict."""
     from cai_helpers.stages.train import train_dpo
 
-    return train_dpo(_with_strict(settings, strict), workspace, fresh)
+    settings = _with_strict(settings, strict)
+    if sweep is not None:
+        from cai_helpers.sweep import sweep as compare
+
+        compared, settings = compare(settings, workspace, sweep, fresh)
+        show(compared)
+        fresh = False  # the sweep has started over, and left what both share
+    report = train_dpo(settings, workspace, fresh)
+    workspace.save_settings(settings, section="train")
+    return report
 
 
 @_command

@@ -7,30 +7,21 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import datasets
 import torch
-from peft import LoraConfig, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback
-from transformers.utils import logging
+from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from cai_helpers.errors import CaiError
 from cai_helpers.hardware import Dtype, Machine
-from cai_helpers.models import attach_adapter, is_out_of_memory, load_base, locate
-from cai_helpers.preference import as_dataset
+from cai_helpers.losses import start_value
+from cai_helpers.policy_trainer import PolicyTraining, Start, load_start, on_one_gpu, shared_arguments, trainer_options
+from cai_helpers.preference import as_dataset, encode
 from cai_helpers.schema import PreferenceRow
-from cai_helpers.settings import Models, Settings, Train
-from cai_helpers.store import write_atomically, write_json
-
-POLICY, REFERENCE = "default", "ref"  # adapter names; TRL knows the policy under no other
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+from cai_helpers.settings import Settings
+from cai_helpers.store import write_json
 
 
 class ReferenceStore(NamedTuple):
@@ -47,19 +38,20 @@ class Measured(NamedTuple):
     reward_chosen: float
     reward_rejected: float
     reference_error: float  # largest |stored − live| log-probability of the reference
+    start: float | None  # what the loss is where policy and reference are the same; None: not known
 
     @property
     def margin(self) -> float:
         return self.reward_chosen - self.reward_rejected
 
 
-class PolicyTrainer(DPOTrainer):
+class PolicyTrainer(PolicyTraining, DPOTrainer):
     """TRL's trainer, which resumes the policy it saved, stops at NaN, and computes the reference once."""
 
-    def __init__(self, reference: ReferenceStore, **options: Any) -> None:
+    def __init__(self, reference: ReferenceStore, start: Start, **options: Any) -> None:
         self._reference = reference  # before super().__init__, which computes the log-probabilities
+        self.start = start
         super().__init__(**options)
-        self.remove_callback(PrinterCallback)  # prints every log as a dictionary; ours says it in a line
 
     def measure(self, pairs: int) -> list[Measured]:
         """The first `pairs` training rows, in the batches in which the reference saw them."""
@@ -81,19 +73,13 @@ class PolicyTrainer(DPOTrainer):
             reward_chosen=metrics["rewards/chosen"],
             reward_rejected=metrics["rewards/rejected"],
             reference_error=max((one - two).abs().max().item() for one, two in zip(live, stored, strict=True)),
+            start=self._start_value(batch),
         )
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):  # before the optimizer's step: the last checkpoint stays good
-            raise not_finite("loss", self.state.global_step + 1)
-        return loss
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """None a checkpoint: the export writes one, from what was measured."""
-
-    def _send_telemetry(self) -> None:
-        """Nothing about a run leaves the machine."""
+    def _start_value(self, batch: dict[str, torch.Tensor]) -> float | None:
+        tokens = batch["completion_mask"][:, 1:].chunk(2)[0].sum()  # of the chosen sides, which come first
+        nll = None if self.ld_alpha is not None else (-batch["ref_chosen_logps"].sum() / tokens).item()
+        return start_value(self.loss_types, self.loss_weights, self.beta, self.label_smoothing, nll)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         path = self._reference.folder / f"{name}.json"
@@ -103,6 +89,8 @@ class PolicyTrainer(DPOTrainer):
                 for side in ("ref_chosen_logps", "ref_rejected_logps"):
                     dataset = dataset.add_column(side, stored[side])
                 return dataset
+        # TRL caches by data and weights alone; another ld_alpha in the same process would get the wrong numbers
+        self._precompute_model_hash = f"{self._precompute_model_hash} {self._reference.key} {self.ld_alpha}"
         dataset = super()._precompute_ref_logps(dataset, name, batch_size)
         columns = {side: list(dataset[side]) for side in ("ref_chosen_logps", "ref_rejected_logps")}
         if not all(math.isfinite(value) for values in columns.values() for value in values):
@@ -112,13 +100,6 @@ class PolicyTrainer(DPOTrainer):
             )
         write_json(path, {"key": self._reference.key, **columns})
         return dataset
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """The root of a checkpoint is the policy.
-
-        transformers 5.15–5.22 load only the sub-folders, here the reference: the policy would be Stage 2 again.
-        """
-        restore_policy(self.model, Path(resume_from_checkpoint))
 
 
 def build_trainer(
@@ -130,167 +111,40 @@ def build_trainer(
     dtype: Dtype,
     machine: Machine,
     reference_key: str,
+    tuned: Path | None = None,
 ) -> PolicyTrainer:
     """Load the policy and hand it to TRL, checkpoints and reference log-probabilities in `folder`.
 
-    With a Stage-2 adapter the policy continues it and TRL copies it, frozen, as the reference; without one a fresh
-    LoRA starts at zero and the reference is the base, with the LoRA switched off.
+    An adapter that is continued (Stage 2, or the supervised result in `tuned`) is copied by TRL, frozen, as the
+    reference. A new LoRA starts at zero, on the base or on the merged Stage 2: the reference is that model with the
+    LoRA switched off.
     """
+    pair = encode(held_out[0], tokenizer)
+    start = load_start(settings, pair.prompt + pair.chosen, tuned)
     return PolicyTrainer(
         reference=ReferenceStore(folder / "reference", reference_key),
-        model=load_policy(settings.models),
-        args=training_arguments(settings, folder, dtype, machine),
+        start=start,
+        args=training_arguments(settings, folder, dtype, machine, continued=start.adapter is not None),
         train_dataset=as_dataset(train),
         eval_dataset=as_dataset(held_out),
         processing_class=tokenizer,
-        peft_config=None if settings.models.adapter else fresh_lora(settings.train),
+        **trainer_options(settings, start),
     )
 
 
-def load_policy(models: Models) -> PreTrainedModel:
-    model = load_base(models)
-    if models.adapter is not None:
-        model = attach_adapter(model, models.adapter, POLICY, trainable=True)
-        # PEFT looks there at each save; the adapter may name a folder of the machine it was trained on
-        model.peft_config[POLICY].base_model_name_or_path = locate(models.base)
-    return model.eval()
-
-
-def fresh_lora(train: Train) -> LoraConfig:
-    return LoraConfig(
-        r=train.lora_r,
-        lora_alpha=train.lora_alpha,
-        lora_dropout=train.lora_dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
-
-
-def training_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Machine) -> DPOConfig:
-    if dtype == "fp16" and machine.device == "cpu":
-        raise CaiError("fp16 training needs a GPU, and there is none.", "Set models.dtype=auto.")
+def training_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Machine, continued: bool) -> DPOConfig:
     train = settings.train
     arguments = DPOConfig(
-        output_dir=str(folder),
+        **shared_arguments(settings, folder, dtype, machine),
         num_train_epochs=train.epochs,
-        beta=train.beta,
         learning_rate=train.learning_rate,
-        warmup_steps=train.warmup,  # below 1 it is a share of all steps
-        per_device_train_batch_size=train.batch_size,
-        per_device_eval_batch_size=train.batch_size,
-        gradient_accumulation_steps=train.accumulation,
-        max_length=train.max_length,
-        gradient_checkpointing=train.gradient_checkpointing,
-        # both said outright: TRL turns bf16 on by itself, and a T4 emulates it
-        fp16=dtype == "fp16",
-        bf16=dtype == "bf16",
-        use_cpu=machine.device == "cpu",
+        beta=train.beta,
+        loss_type=train.loss_type,
+        loss_weights=train.loss_weights,
+        label_smoothing=train.label_smoothing,
+        ld_alpha=train.ld_alpha,
         precompute_ref_log_probs=True,
-        # a Stage-2 LoRA with dropout is not the reference's policy; a fresh one starts at zero, dropped or not
-        disable_dropout=settings.models.adapter is not None,
-        eval_strategy="steps",
-        eval_steps=train.every_steps,
-        save_strategy="steps",
-        save_steps=train.every_steps,  # rotation and the best checkpoint are ours: checkpoints.rotate
-        logging_steps=train.log_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # it would show a NaN loss as 0.0
-        seed=settings.seed,
-        data_seed=settings.seed,
-        dataloader_pin_memory=machine.device == "cuda",
-        report_to="none",
-        disable_tqdm=True,
+        # a continued LoRA with dropout is not the reference's policy; a new one starts at zero, dropped or not
+        disable_dropout=continued,
     )
-    if machine.gpus > 1:
-        arguments._n_gpu = 1  # the Trainer would wrap the model in DataParallel, which TRL refuses
-    return arguments
-
-
-@contextmanager
-def explained_memory(train: Train) -> Iterator[None]:
-    """Running out of memory, in words of what to change."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        smaller = "a smaller train.max_length"
-        if train.batch_size > 1:
-            smaller = f"train.batch_size={train.batch_size // 2} and train.accumulation={train.accumulation * 2}"
-        raise CaiError(
-            "Training does not fit into the accelerator's memory.",
-            "Restart the runtime so that nothing else holds memory; set train.gradient_checkpointing=true, or "
-            f"{smaller}.",
-        ) from error
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Progress bars of map() and notes of the libraries, silenced while we speak for them; errors still show.
-
-    FutureWarning: transformers 5.23 renames gradient_checkpointing, which 5.15 and TRL know by no other name.
-    """
-    level, bars = logging.get_verbosity(), not datasets.are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    datasets.disable_progress_bars()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            datasets.enable_progress_bars()
-
-
-def not_finite(what: str, step: int) -> CaiError:
-    return CaiError(
-        f"The {what} is not finite at step {step}; training stopped before it could spoil a checkpoint.",
-        "Halve train.learning_rate; on a card with compute capability 8.0 or higher set models.dtype=bf16. "
-        "Then `cai train --fresh`.",
-    )
-
-
-def restore_policy(model: Any, folder: Path) -> None:
-    """Load the adapter at the root of `folder` into the policy, and compare what is there now with the file."""
-    set_peft_model_state_dict(model, load_peft_weights(str(folder), device="cpu"), adapter_name=POLICY)
-    require_equal(model, POLICY, str(folder))
-
-
-def save_policy(model: Any, folder: Path, base: str) -> None:
-    """Write the policy as a PEFT adapter that stands for itself on `base`, and compare the files with the model."""
-    draft = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(draft, ignore_errors=True)
-    model.save_pretrained(str(draft), selected_adapters=[POLICY], save_embedding_layers=False)
-    config = json.loads((draft / CONFIG_FILE).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base  # PEFT writes where it was loaded from, a folder of this machine
-    if isinstance(config["target_modules"], list):
-        config["target_modules"] = sorted(config["target_modules"])  # written from a set, in no order
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / WEIGHTS_FILE, (draft / WEIGHTS_FILE).read_bytes())
-    write_json(folder / CONFIG_FILE, config)
-    shutil.rmtree(draft)
-    require_equal(model, POLICY, str(folder))
-
-
-def require_equal(model: Any, adapter_name: str, source: str) -> int:
-    """How many tensors of the adapter equal those of the file at `source`: all of them.
-
-    Raises:
-        CaiError: a tensor is missing, or differs (after the cast to the model's precision).
-    """
-    expected = load_peft_weights(locate(source), device="cpu")
-    actual = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    differing = expected.keys() ^ actual.keys()
-    differing |= {name for name in expected.keys() & actual.keys() if not _same(actual[name], expected[name])}
-    if differing:
-        raise CaiError(
-            f"The adapter {adapter_name!r} in memory is not the one in {source}: {len(differing)} of {len(expected)} "
-            f"tensors differ, such as {min(differing)}.",
-            "Run it again; if it stays, the file or the installed peft is broken: `cai doctor` shows the versions.",
-        )
-    return len(expected)
-
-
-def _same(actual: torch.Tensor, expected: torch.Tensor) -> bool:
-    return actual.shape == expected.shape and torch.equal(actual.cpu(), expected.to(actual.dtype))
+    return on_one_gpu(arguments, machine)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from cai_helpers import checkpoints
-from cai_helpers.dpo import not_finite
+from cai_helpers.policy_trainer import not_finite
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 
 # TRL's name → ours. A training row has the first group, means over the steps since the last row; an evaluation row has

@@ -6,6 +6,7 @@ from cai_helpers.errors import TrainingRefused
 from cai_helpers.report import write_run_report
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
+from cai_helpers.sft_phase import SftReport
 from cai_helpers.stages.analyze import AnalyzeReport, analyze_pairs
 from cai_helpers.stages.curate import CurateReport, curate_pairs
 from cai_helpers.stages.download import download_models
@@ -26,7 +27,7 @@ class RunReport(StageReport):
     score: ScoreReport
     curate: CurateReport
     analyze: AnalyzeReport
-    train: TrainReport | None = None
+    train: TrainReport | SftReport | None = None
     evaluate: EvaluateReport | None = None
     export: ExportReport | None = None
     stopped: str | None = None  # why training refused

@@ -175,22 +175,33 @@ _TRAINING = [
     Panel("Log-probability", "of an answer (nats)", {"logps_chosen": "chosen", "logps_rejected": "rejected"}),
     Panel("Gradient norm", "before clipping", {"grad_norm": "training"}),
 ]
+_SUPERVISED = [
+    Panel("Loss", "nats a token of the answer", {"loss": "training", "eval_loss": "held out"}),
+    Panel(
+        "Tokens", "most probable one is right (%)", {"token_accuracy": "training", "eval_token_accuracy": "held out"}
+    ),
+    Panel("Gradient norm", "before clipping", {"grad_norm": "training"}),
+]
 _LINE_COLOUR = {"training": BLUE, "held out": ORANGE, "chosen": BLUE, "rejected": RED}
 
 
 def training(rows: Sequence[dict]) -> Figure:
     """Curves of logs/history.jsonl. Watch the log-probabilities: chosen answers that fall far are being forgotten."""
-    figure, panels = canvas.canvas(columns=3, rows=2, width=11, height=6.2)
-    for axes, panel in zip(panels, _TRAINING, strict=True):
+    supervised = any("token_accuracy" in row for row in rows)
+    wanted = _SUPERVISED if supervised else _TRAINING
+    figure, panels = canvas.canvas(columns=3, rows=len(wanted) // 3, width=11, height=3.1 * (len(wanted) // 3))
+    begins_at_ln2 = any(abs(row.get("loss", 0) - math.log(2)) < 0.02 for row in rows[:1])  # other losses do not
+    for axes, panel in zip(panels, wanted, strict=True):
         for key, label in panel.lines.items():
             _curve(axes, key, label, rows)
-        if panel.level is not None:
+        if panel.level is not None and (panel.level != math.log(2) or begins_at_ln2):
             canvas.level(axes, y=panel.level, dashed=True)
         if len(axes.get_legend_handles_labels()[0]) > 1:
             axes.legend(frameon=False)
         canvas.finish(axes, panel.title, "step", panel.unit)
     place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
-    canvas.note(panels[0], "ln 2: no preference", (1, math.log(2)), (-4, 4), **place)
+    if begins_at_ln2 and not supervised:
+        canvas.note(panels[0], "ln 2: no preference", (1, math.log(2)), (-4, 4), **place)
     return figure
 
 

@@ -103,3 +103,15 @@ def as_dataset(rows: list[PreferenceRow]) -> Dataset:
     from datasets import Dataset
 
     return Dataset.from_list([{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} for row in rows])
+
+
+def as_completions(rows: list[PreferenceRow]) -> Dataset:
+    """TRL's conversational prompt and completion: the chosen answers, to be learned from as they are."""
+    from datasets import Dataset
+
+    return Dataset.from_list([{"prompt": row.prompt, "completion": row.chosen} for row in rows])
+
+
+def revisions(fitting: Fitting) -> Fitting:
+    """The rows whose chosen answer is a revision: the others' is what the model says already."""
+    return fitting._replace(rows=[row for row in fitting.rows if row.chosen_side == "revised"])

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cai_helpers.errors import CaiError
 
@@ -109,10 +109,44 @@ class Curate(_Frozen):
     strict: bool = False  # True: training also refuses when another line of the gate falls short
 
 
+# Which DPO loss, when:
+#   sigmoid       DPO itself; begin here
+#   sigmoid, sft  with loss_weights [1, 0.1 … 1]: when the log-probability of the chosen answers falls far in training
+#   ipo           when DPO pushes the margin without end on few, clear pairs; beta is its tau, gradients are larger
+#   robust        when labels are noisy: label_smoothing is the share of wrong ones (0.1; a reward model at 70 %: 0.3)
+#   exo_pair      as sigmoid, with soft labels: label_smoothing 0.001
+#   hinge         stops pushing a pair once its margin is 1 (SLiC)
+#   sigmoid_norm  when chosen answers are longer and the length is learned: log-ratios a token
+#   nca_pair, bco_pair, apo_zero   hold the chosen side up in absolute terms; apo_zero for chosen better than Stage 2
+#   apo_down      when even the chosen side is worse than what Stage 2 writes
+#   sppo_hard     pushes each side to a fixed log-ratio, ±1/(2 beta)
+#   aot, aot_unpaired   compare sorted batches instead of pairs; need a batch_size of 8 or more
+#   discopop      found by search over losses; logistic and exponential, blended
+Loss = Literal[
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft",
+]  # fmt: skip
+_SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # the losses that read label_smoothing
+
+
 class Train(_Frozen):
+    method: Literal["dpo", "sft", "sft+dpo"] = (
+        "dpo"  # sft: supervised, on the winning revisions; sft+dpo: that first, and it is DPO's start and reference
+    )
+    fresh_adapter: bool = False  # True: a new LoRA on the merged Stage 2 instead of going on with Stage 2's own
     epochs: float = Field(3, gt=0)
     beta: float = Field(0.1, gt=0)  # DPO temperature; higher stays nearer the reference
-    learning_rate: float = Field(5e-6, gt=0)
+    loss_type: list[Loss] = Field(["sigmoid"], min_length=1)  # one or a list, see above
+    loss_weights: list[float] | None = None  # one for each loss; None: 1 each
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # share of labels taken to be wrong; robust, exo_pair, aot
+    ld_alpha: float | None = Field(
+        None, ge=0, le=1
+    )  # weight of the tokens by which one side is longer (LD-DPO, arXiv 2409.06411); None: 1, as in DPO
+    sft_epochs: float = Field(1, gt=0)
+    sft_learning_rate: float = Field(2e-5, gt=0)
+    weight_by_delta: bool = False  # True: a pair counts by its score difference, from 1/4 of the median to twice that
+    person_weight: float = Field(1.0, ge=0, le=10)  # how many average pairs a pair labelled by a person counts for
+    learning_rate: float = Field(5e-6, gt=0)  # of DPO
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
     batch_size: int = Field(2, ge=1)  # pairs on the device at once
     accumulation: int = Field(4, ge=1)
@@ -123,10 +157,40 @@ class Train(_Frozen):
     lora_r: int = Field(16, ge=1)  # of a fresh LoRA; a Stage-2 adapter keeps its own shape
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
+    sweep_epochs: float = Field(1, gt=0)  # length of each run that `cai train --sweep` compares
 
     @property
     def effective_batch(self) -> int:
         return self.batch_size * self.accumulation
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _one_loss_is_a_list_of_one(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _losses_go_together(self) -> Train:
+        """What TRL would refuse in its own words, or take and ignore."""
+        losses, weights = self.loss_type, self.loss_weights
+        if losses == ["sft"]:
+            raise CaiError("train.loss_type=sft alone is no DPO.", "Set train.method=sft, or loss_type=[sigmoid, sft].")
+        if len(set(losses)) < len(losses):
+            raise CaiError("train.loss_type names a loss twice.", "Name it once, with a weight in train.loss_weights.")
+        if weights is not None and (len(weights) != len(losses) or min(weights) <= 0):
+            raise CaiError(
+                f"train.loss_weights={weights} for train.loss_type={losses}: one positive weight a loss is needed.",
+                "Write, for example, train.loss_type=[sigmoid, sft] and train.loss_weights=[1, 0.5].",
+            )
+        if "exo_pair" in losses and not self.label_smoothing:
+            raise CaiError(
+                "train.loss_type=exo_pair needs soft labels.", "Set train.label_smoothing=0.001, its paper's value."
+            )
+        if self.label_smoothing and not _SMOOTHED & set(losses):
+            raise CaiError(
+                f"train.label_smoothing={self.label_smoothing:g} has no effect on {', '.join(losses)}.",
+                "Set train.loss_type=robust, or train.label_smoothing=0.",
+            )
+        return self
 
 
 class Evaluate(_Frozen):
@@ -164,8 +228,24 @@ def load_settings(preset: str = "t4", overrides: list[str] | None = None, **chan
     values.update(changes)
     for override in overrides or []:
         _apply(values, override)
+    return _validated({"preset": preset, **values})
+
+
+def change_settings(settings: Settings, overrides: list[str]) -> Settings:
+    """`settings`, changed by `"train.beta=0.2"` strings.
+
+    Raises:
+        CaiError: unknown field or a value out of range; the message names it.
+    """
+    values = settings.model_dump(mode="json")
+    for override in overrides:
+        _apply(values, override)
+    return _validated(values)
+
+
+def _validated(values: dict[str, Any]) -> Settings:
     try:
-        return Settings.model_validate({"preset": preset, **values})
+        return Settings.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])

@@ -82,9 +82,15 @@ class Workspace:
         with (self.logs / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {stage}: {message}\n")
 
-    def save_settings(self, settings: BaseModel) -> None:
-        """Keep the settings beside the results, so that the next notebook or command needs none."""
-        write_json(self.settings_file, settings.model_dump(mode="json"))
+    def save_settings(self, settings: BaseModel, section: str | None = None) -> None:
+        """Keep the settings beside the results, so that the next notebook or command needs none.
+
+        section: only this one, if others are kept already: what another stage was made with stays.
+        """
+        values = settings.model_dump(mode="json")
+        if section is not None and self.settings_file.exists():
+            values = json.loads(self.settings_file.read_text(encoding="utf-8")) | {section: values[section]}
+        write_json(self.settings_file, values)
 
     def manifest(self, stage: str) -> Manifest | None:
         path = self._manifests / f"{stage}.json"

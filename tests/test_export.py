@@ -197,3 +197,16 @@ def test_an_adapter_with_values_that_are_not_finite_is_refused(smoke, finished):
     seal_training(finished)
     with pytest.raises(CaiError, match=r"not finite, in layer\.lora_A"):
         export_artifacts(smoke, finished)
+
+
+def test_the_card_names_the_method_that_trained(smoke, finished):
+    plain = members(export_artifacts(smoke, finished))["README.md"].decode()
+    assert "DPO (Rafailov et al. 2023; loss sigmoid) with beta 0.1, learning rate 0.0003, 10% warm-up" in plain
+    train = {"method": "sft+dpo", "fresh_adapter": True, "loss_type": ["sigmoid", "sft"], "loss_weights": [1, 0.5]}
+    both = smoke.model_copy(update={"train": smoke.train.model_copy(update=train)})
+    card = members(export_artifacts(both, finished))["README.md"].decode()
+    assert "Supervised fine-tuning on the winning revisions (Bai et al. 2022, section 3)" in card
+    assert ", then DPO (Rafailov et al. 2023; loss sigmoid + 0.5·sft) with beta 0.1" in card
+    assert "A new LoRA was trained on the merged Stage 2; the adapter here is both, their ranks stacked." in card
+    only = smoke.model_copy(update={"train": smoke.train.model_copy(update={"method": "sft"})})
+    assert "DPO (" not in members(export_artifacts(only, finished))["README.md"].decode()

@@ -18,7 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
 from cai_helpers import checkpoints
-from cai_helpers.dpo import REFERENCE, PolicyTrainer, build_trainer
+from cai_helpers.adapters import REFERENCE
+from cai_helpers.dpo import PolicyTrainer, build_trainer
 from cai_helpers.errors import CaiError, NotEnoughPairs, SettingsChanged
 from cai_helpers.flight import check_flight
 from cai_helpers.hardware import this_machine

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai_helpers.errors import CaiError
-from cai_helpers.settings import Settings, load_settings
+from cai_helpers.settings import Settings, change_settings, load_settings
 from cai_helpers.workspace import DEFAULT_ROOT, Workspace
 
 _DRIVE = Path("/content/drive")
@@ -60,6 +60,19 @@ def resume(use_drive: bool = True) -> Session:
             "Open notebook 00_setup first (or run_all instead of them all); in Colab tick use_drive in both.",
         )
     return Session(load_settings(str(workspace.settings_file)), workspace)
+
+
+def change(workspace: Workspace, *overrides: str) -> Settings:
+    """Change settings of the run, as in change(workspace, "train.method=sft+dpo"), keep them there and return them.
+
+    Raises:
+        CaiError: there is no run in this place, no such setting, or a value out of range.
+    """
+    if not workspace.settings_file.exists():
+        raise CaiError(f"There is no run in {workspace.root} yet.", "Run the Settings cell above first.")
+    settings = change_settings(load_settings(str(workspace.settings_file)), list(overrides))
+    workspace.save_settings(settings)
+    return settings
 
 
 def workspace_root(use_drive: bool) -> Path:

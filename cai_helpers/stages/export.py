@@ -14,6 +14,7 @@ from typing import Any
 
 from cai_helpers import __version__
 from cai_helpers.errors import CaiError
+from cai_helpers.losses import readable
 from cai_helpers.models import EMBEDDED
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
@@ -140,11 +141,22 @@ The adapter goes on the base model itself: where there was a Stage 2, it continu
 
 def _method(settings: Settings) -> str:
     train = settings.train
-    return (
-        f"DPO (Rafailov et al. 2023) with beta {train.beta:g}, learning rate {train.learning_rate:g}, "
-        f"{train.warmup:.0%} warm-up, effective batch {train.effective_batch}; the checkpoint with the lowest held-out "
-        "loss was kept."
-    )
+    phases = []
+    if "sft" in train.method:
+        phases.append(
+            "Supervised fine-tuning on the winning revisions (Bai et al. 2022, section 3) with learning rate "
+            f"{train.sft_learning_rate:g}, {train.sft_epochs:g} epochs"
+        )
+    if "dpo" in train.method:
+        phases.append(
+            f"DPO (Rafailov et al. 2023; loss {readable(train.loss_type, train.loss_weights)}) with beta "
+            f"{train.beta:g}, learning rate {train.learning_rate:g}"
+        )
+    text = f"{', then '.join(phases)}, {train.warmup:.0%} warm-up, effective batch {train.effective_batch}; the checkpoint "
+    text += "with the lowest held-out loss was kept."
+    if train.fresh_adapter and settings.models.adapter:
+        text += " A new LoRA was trained on the merged Stage 2; the adapter here is both, their ranks stacked."
+    return text
 
 
 def _evaluation(workspace: Workspace) -> str:

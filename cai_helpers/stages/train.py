@@ -1,23 +1,24 @@
-"""DPO on the preference dataset. The reference is Stage 2, checked before the first update; a killed run resumes."""
+"""DPO, supervised fine-tuning or both on the preference dataset. The reference is checked before the first update; a
+killed run resumes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cai_helpers import checkpoints
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.gate import Target
 from cai_helpers.hardware import Dtype, choose_dtype, this_machine, use_threads
+from cai_helpers.losses import readable, start_value
 from cai_helpers.models import identity, load_tokenizer, release_memory
+from cai_helpers.phase import run_phase
 from cai_helpers.preference import Preferences, keep_fitting, read_rows
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
+from cai_helpers.sft_phase import SftReport, run_sft, sft_folder, sft_history
+from cai_helpers.weights import weigh
 from cai_helpers.workspace import Fingerprint, Workspace, file_hash, section
 
 if TYPE_CHECKING:
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
     from cai_helpers.history import TrainingHistory
 
 # Settings that change how fast it goes and what is shown, not what comes out: they may change between two calls.
-_WITHOUT_EFFECT = {"log_steps", "gradient_checkpointing"}
+_WITHOUT_EFFECT = {"log_steps", "gradient_checkpointing", "sweep_epochs"}
+# Of the settings of train, what the reference's log-probabilities depend on: runs that differ in others share them.
+_OF_THE_REFERENCE = ("max_length", "batch_size", "ld_alpha", "fresh_adapter", "weight_by_delta", "person_weight")
 
 
 class TrainReport(StageReport):
+    sft: SftReport | None  # the supervised phase before it
+    loss: str  # "sigmoid", "sigmoid + 0.5·sft"
+    loss_start: float | None  # its value where policy and reference are the same; None: not one number (sft)
+    kl: float  # KL(policy ‖ reference), nats a token at the positions of held-out answers: drift.token_kl
     pairs: int
     eval_pairs: int
     too_long: int  # rows of both files, left out because a side would be cut at train.max_length
@@ -50,6 +57,7 @@ class TrainReport(StageReport):
     eval_loss: float  # of the checkpoint that was kept, the one with the lowest
     eval_loss_last: float
     eval_accuracy: float
+    eval_margin: float  # rewards, so beta times nats
     best_step: int
     skipped_updates: int  # by fp16's gradient scaler, in the last call
     resumed_from: int | None  # step, of the last call
@@ -60,10 +68,13 @@ class TrainReport(StageReport):
 
     def lines(self) -> list[tuple[str, str]]:
         left_out = f", {self.too_long} left out as too long" if self.too_long else ""
-        vain = "; ABOVE ln 2: the reference ranks the held-out pairs better" if self.eval_loss > math.log(2) else ""
+        above = self.loss_start is not None and self.eval_loss > self.loss_start
+        vain = f"; ABOVE {self.loss_start:.4f}, where it began: the reference is better on these pairs" if above else ""
         resumed = f", resumed from step {self.resumed_from}" if self.resumed_from else ""
         return [
             ("pairs", f"{self.pairs} + {self.eval_pairs} held out{left_out}; longest {self.longest} tokens"),
+            *([("supervised first", _supervised(self.sft))] if self.sft else []),
+            ("loss", self.loss),
             ("reference", self.reference),
             ("trained", self.trained),
             ("steps", f"{self.steps} ({self.epochs:g} epochs, {self.precision}) in {self.seconds:.0f} s{resumed}"),
@@ -76,16 +87,24 @@ class TrainReport(StageReport):
                 f"{self.eval_loss:.4f} at step {self.best_step} (kept); last {self.eval_loss_last:.4f}{vain}",
             ),
             ("held-out accuracy", f"{self.eval_accuracy:.2f}"),
+            ("KL(policy ‖ reference)", f"{self.kl:.3f} nats a token, on the held-out answers"),
             *([("updates skipped", str(self.skipped_updates))] if self.skipped_updates else []),
         ]
 
     def summary(self) -> list[tuple[str, str]]:
         shown = ("steps", "accuracy first → last", "margin first → last", "held-out loss")
-        return [(f"DPO {name}", figure) for name, figure in self.lines() if name in shown]
+        first = [("supervised first", _supervised(self.sft))] if self.sft else []
+        return first + [(f"DPO {name}", figure) for name, figure in self.lines() if name in shown]
 
 
-def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> TrainReport:
+def _supervised(sft: SftReport) -> str:
+    return f"{sft.steps} steps on {sft.rows} winning revisions, held-out loss {sft.eval_loss:.4f}"
+
+
+def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> TrainReport | SftReport:
     """Train a LoRA on dpo_dataset/ and write it to models/lora_adapters/, usable by itself on the original base.
+
+    By DPO, by supervised fine-tuning, or by both: train.method.
 
     A second call with the same data and settings goes on from the newest good checkpoint, or finds nothing to do.
     fresh: move what earlier calls made to archive/ and start over.
@@ -97,21 +116,22 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
         CaiError: a check before the first update fails, the loss or a gradient is not finite, memory runs out.
     """
     if fresh:
-        workspace.archive("train", [workspace.checkpoints, workspace.adapter, workspace.history])
+        start_over(settings, workspace)
     fingerprint = _fingerprint(settings, workspace)
     pairs = len(read_rows(workspace.train_rows)) + len(read_rows(workspace.eval_rows))
     _require_enough(pairs, settings, workspace)
     _heed_gate(settings, workspace)
     workspace.begin("train", fingerprint)
-    if (report := workspace.finished("train", fingerprint, TrainReport)) is not None:
+    expected = SftReport if settings.train.method == "sft" else TrainReport
+    if (report := workspace.finished("train", fingerprint, expected)) is not None:
         return report
 
     use_threads(settings.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     data = _load_data(settings, workspace)
 
-    from cai_helpers.dpo import explained_memory, quiet_libraries
     from cai_helpers.plots import save_training_plot
+    from cai_helpers.policy_trainer import explained_memory, quiet_libraries
 
     with quiet_libraries(), explained_memory(settings.train):
         report = _train(settings, workspace, data, fingerprint)
@@ -120,6 +140,12 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
     workspace.note_metrics("train", report)
     workspace.seal("train", fingerprint, [workspace.adapter], report)
     return report
+
+
+def start_over(settings: Settings, workspace: Workspace) -> None:
+    """Move what earlier calls made to archive/."""
+    workspace.archive("sft", [sft_history(workspace, settings)])
+    workspace.archive("train", [workspace.checkpoints, workspace.adapter, workspace.history])
 
 
 def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
@@ -178,42 +204,65 @@ def _load_data(settings: Settings, workspace: Workspace) -> Preferences:
             f"{len(data.train.rows)} pairs to train on and {len(data.held_out.rows)} held out: both are needed.",
             "Change curate.eval_fraction, or generate more pairs.",
         )
-    return data
+    weighted = weigh(data.train.rows, settings.train, settings.seed)
+    if weighted.said:
+        workspace.say("train", weighted.said)
+    return data._replace(train=data.train._replace(rows=weighted.rows))
 
 
-def _train(settings: Settings, workspace: Workspace, data: Preferences, fingerprint: Fingerprint) -> TrainReport:
-    from cai_helpers.dpo import restore_policy, save_policy
+def _train(
+    settings: Settings, workspace: Workspace, data: Preferences, fingerprint: Fingerprint
+) -> TrainReport | SftReport:
+    """Both phases, or the one that train.method names."""
+    dtype = choose_dtype(settings.models.dtype, this_machine())
+    if settings.train.method == "dpo":
+        return _train_by_dpo(settings, workspace, data, fingerprint, dtype, None)
+    sft = run_sft(settings, workspace, data, fingerprint, dtype)
+    if settings.train.method == "sft":
+        return sft
+    release_memory()  # DPO loads the model again, with the supervised result on it
+    return _train_by_dpo(settings, workspace, data, fingerprint, dtype, sft)
+
+
+def _train_by_dpo(
+    settings: Settings,
+    workspace: Workspace,
+    data: Preferences,
+    fingerprint: Fingerprint,
+    dtype: Dtype,
+    sft: SftReport | None,
+) -> TrainReport:
+    from cai_helpers.adapters import save_policy
+    from cai_helpers.drift import token_kl
     from cai_helpers.flight import check_flight
     from cai_helpers.history import TrainingHistory
 
     def say(message: str) -> None:
         workspace.say("train", message)
 
-    machine = this_machine()
-    dtype = choose_dtype(settings.models.dtype, machine)
-    say(f"{len(data.train.rows)} pairs, {len(data.held_out.rows)} held out, {dtype} on {machine.name}")
-    trainer = _trainer(settings, workspace, data, dtype, fingerprint)
+    say(f"{len(data.train.rows)} pairs, {len(data.held_out.rows)} held out, {dtype} on {this_machine().name}")
+    trainer = _trainer(settings, workspace, data, dtype, fingerprint, sft is not None)
     checks = check_flight(trainer, settings.models)
     for check in checks:
         say(f"check: {check.what}: {check.found}")
     history = TrainingHistory(workspace.history, workspace.checkpoints, dtype == "fp16", say)
-    trainer.add_callback(history)
-    start = checkpoints.newest_good(workspace.checkpoints, say)
-    _run(trainer, history, start, settings, say)
-
-    best_step = _best_good(history, workspace, say)
-    restore_policy(trainer.model, checkpoints.at_step(workspace.checkpoints, best_step))
-    save_policy(trainer.model, workspace.adapter, settings.models.base)
+    best_step, resumed_from = run_phase(trainer, history, workspace.checkpoints, say)
+    merged = trainer.start.merged
+    save_policy(trainer.model, workspace.adapter, settings.models.base, merged and merged.factors)
     say(f"the policy of step {best_step} is in {workspace.adapter}; read back, it equals what was trained")
-    return _report(history, data, checks, best_step, dtype, start and checkpoints.step_of(start))
+    kl = token_kl(trainer)
+    return _report(settings, history, data, checks, best_step, dtype, resumed_from, sft, kl)
 
 
 def _trainer(
-    settings: Settings, workspace: Workspace, data: Preferences, dtype: Dtype, fingerprint: Fingerprint
+    settings: Settings, workspace: Workspace, data: Preferences, dtype: Dtype, fingerprint: Fingerprint, tuned: bool
 ) -> PolicyTrainer:
     from cai_helpers.dpo import build_trainer
 
-    basis = json.dumps([fingerprint, dtype], sort_keys=True)  # the reference's log-probabilities depend on no more
+    start = sft_folder(workspace) / "adapter" if tuned else None
+    others = {f"train.{name}" for name in type(settings.train).model_fields if name not in _OF_THE_REFERENCE}
+    basis = {name: value for name, value in fingerprint.items() if name not in others}
+    basis |= {"dtype": dtype, "supervised": start and file_hash(start)}
     return build_trainer(
         settings,
         workspace.checkpoints,
@@ -222,52 +271,33 @@ def _trainer(
         load_tokenizer(settings.models.base),
         dtype,
         this_machine(),
-        hashlib.sha256(basis.encode()).hexdigest(),
-    )
-
-
-def _run(
-    trainer: PolicyTrainer, history: TrainingHistory, start: Path | None, settings: Settings, say: Callable[[str], None]
-) -> None:
-    """Train from `start`, a checkpoint or None, to the end."""
-    from transformers import set_seed
-
-    if start is not None:
-        say(f"going on from {start.name}")
-        if checkpoints.is_last(start):
-            return
-    set_seed(settings.seed)  # what was drawn before depends on whether the reference was computed or read
-    try:
-        trainer.train(resume_from_checkpoint=None if start is None else str(start))
-    except KeyboardInterrupt:
-        raise CaiError(
-            f"Stopped by hand at step {trainer.state.global_step} of {trainer.state.max_steps}.",
-            "Run `cai train` again to go on from the last checkpoint.",
-        ) from None
-    finally:
-        history.close()
-
-
-def _best_good(history: TrainingHistory, workspace: Workspace, say: Callable[[str], None]) -> int:
-    """The step with the lowest held-out loss whose checkpoint is whole: it is what the user takes home."""
-    for evaluation in history.best_first():
-        folder = checkpoints.at_step(workspace.checkpoints, evaluation.step)
-        if (reason := checkpoints.fault(folder)) is None:
-            return evaluation.step
-        say(f"{folder.name} is the best but cannot be used: {reason}")
-    raise CaiError(
-        f"No evaluated checkpoint is whole, or {workspace.history} is gone.", "Run `cai train --fresh`; check the disk."
+        hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest(),
+        start,
     )
 
 
 def _report(
-    history: TrainingHistory, data: Preferences, checks: list, best_step: int, dtype: str, resumed_from: int | None
+    settings: Settings,
+    history: TrainingHistory,
+    data: Preferences,
+    checks: list,
+    best_step: int,
+    dtype: str,
+    resumed_from: int | None,
+    sft: SftReport | None,
+    kl: float,
 ) -> TrainReport:
+    train = settings.train
+    weights = train.loss_weights or [1.0] * len(train.loss_type)
     rows = [row for row in history.rows() if "loss" in row]
     evaluations = [row for row in history.rows() if "eval_loss" in row]
     kept = next(row for row in evaluations if row["step"] == best_step)
     found = dict(checks)
     return TrainReport(
+        sft=sft,
+        loss=readable(train.loss_type, weights),
+        loss_start=start_value(train.loss_type, weights, train.beta, train.label_smoothing, None),
+        kl=kl,
         pairs=len(data.train.rows),
         eval_pairs=len(data.held_out.rows),
         too_long=data.too_long,
@@ -289,6 +319,7 @@ def _report(
         eval_loss=kept["eval_loss"],
         eval_loss_last=evaluations[-1]["eval_loss"],
         eval_accuracy=kept["eval_accuracy"],
+        eval_margin=kept["eval_margin"],
         best_step=best_step,
         skipped_updates=history.skipped,
         resumed_from=resumed_from,
