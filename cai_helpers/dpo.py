@@ -5,6 +5,7 @@ Rafailov et al. 2023, arXiv 2305.18290, eq. 7. Importing this imports torch and 
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import shutil
@@ -82,6 +83,18 @@ class PolicyTrainer(DPOTrainer):
             reward_rejected=metrics["rewards/rejected"],
             reference_error=max((one - two).abs().max().item() for one, two in zip(live, stored, strict=True)),
         )
+
+    def measure_each(self, dataset: Any) -> list[tuple[float, float]]:
+        """Reward of chosen and of rejected for each row, in evaluation mode; alone in its batch, so without padding."""
+        self.model.eval()
+        rewards = []
+        for row in dataset:
+            batch = self._prepare_inputs(self.data_collator([row]))
+            with torch.no_grad(), self.accelerator.autocast():
+                self.compute_loss(self.model, batch)
+            rewards.append(tuple(self._metrics["eval"][f"rewards/{side}"][-1] for side in ("chosen", "rejected")))
+            self._metrics["eval"].clear()
+        return rewards
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         loss = super().training_step(*args, **kwargs)
@@ -198,12 +211,26 @@ def training_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: 
         seed=settings.seed,
         data_seed=settings.seed,
         dataloader_pin_memory=machine.device == "cuda",
-        report_to="none",
+        report_to=reporting(train),
         disable_tqdm=True,
     )
     if machine.gpus > 1:
         arguments._n_gpu = 1  # the Trainer would wrap the model in DataParallel, which TRL refuses
     return arguments
+
+
+def reporting(train: Train) -> str:
+    """train.report_to, as TRL takes it.
+
+    Raises:
+        CaiError: the package is not installed.
+    """
+    if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
+        raise CaiError(
+            f"train.report_to={train.report_to}, but the package {train.report_to} is not installed.",
+            f"Install it (pip install {train.report_to}), or set train.report_to=none.",
+        )
+    return train.report_to
 
 
 @contextmanager

@@ -6,25 +6,33 @@ import hashlib
 import json
 import math
 import os
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_helpers import checkpoints
+from cai_helpers.alarms import Alarm, length_learned
+from cai_helpers.copies import Copies, open_copies
 from cai_helpers.errors import CaiError, NotEnoughPairs
 from cai_helpers.hardware import Dtype, choose_dtype, this_machine, use_threads
+from cai_helpers.held_out import HeldOutPair, LengthSplit, as_measured, divergence, split_by_length
+from cai_helpers.intervals import Interval
+from cai_helpers.memory_plan import plan_memory, require_memory
 from cai_helpers.models import identity, load_tokenizer, release_memory
 from cai_helpers.preference import Preferences, keep_fitting, read_rows
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
+from cai_helpers.store import write_jsonl
+from cai_helpers.targets import Target, held_against
 from cai_helpers.workspace import Fingerprint, Workspace, file_hash, section
 
 if TYPE_CHECKING:
     from cai_helpers.dpo import PolicyTrainer
-    from cai_helpers.history import TrainingHistory
+    from cai_helpers.history import TrainingHistory, Watcher
 
 # Settings that change how fast it goes and what is shown, not what comes out: they may change between two calls.
-_WITHOUT_EFFECT = {"log_steps", "gradient_checkpointing"}
+_WITHOUT_EFFECT = {"log_steps", "gradient_checkpointing", "every_minutes", "copy_to", "report_to"}
 
 
 class TrainReport(StageReport):
@@ -53,6 +61,13 @@ class TrainReport(StageReport):
     skipped_updates: int  # by fp16's gradient scaler, in the last call
     resumed_from: int | None  # step, of the last call
     seconds: float  # all calls together
+    tokens_per_s: float | None  # median of the rows of the history
+    memory_gib: float | None  # peak on the GPU, of the last call
+    divergence: Interval | None  # from Stage 2, in nats an answer, on the held-out drafts
+    by_length: LengthSplit | None  # held-out accuracy; None where length and content cannot be told apart
+    targets: list[Target]
+    alarms: list[Alarm]
+    copies: str | None  # of the last call, where train.copy_to is set
 
     def title(self) -> str:
         return "DPO training"
@@ -76,18 +91,47 @@ class TrainReport(StageReport):
             ),
             ("held-out accuracy", f"{self.eval_accuracy:.2f}"),
             *([("updates skipped", str(self.skipped_updates))] if self.skipped_updates else []),
+            *self._measured_lines(),
+            *(target.line() for target in self.targets),
+            *(
+                (f"ALARM {alarm.name}", f"{alarm.evidence}, from step {alarm.step}. {alarm.advice}")
+                for alarm in self.alarms
+            ),
+            *([] if self.alarms else [("alarms", "none")]),
+        ]
+
+    def _measured_lines(self) -> list[tuple[str, str]]:
+        unsplit = "cannot be told: all held-out pairs point one way in length"
+        memory = "" if self.memory_gib is None else f", peak {self.memory_gib:.1f} GiB"
+        speed = [] if self.tokens_per_s is None else [("speed", f"{self.tokens_per_s:.0f} tokens/s{memory}")]
+        return [
+            ("held-out accuracy by length", unsplit if self.by_length is None else self.by_length.line()),
+            *(
+                [("KL from Stage 2", f"{self.divergence.number()} nats an answer, estimated")]
+                if self.divergence
+                else []
+            ),
+            *speed,
+            *([("copies", self.copies)] if self.copies else []),
         ]
 
     def summary(self) -> list[tuple[str, str]]:
         shown = ("steps", "accuracy first → last", "margin first → last", "held-out loss")
-        return [(f"DPO {name}", figure) for name, figure in self.lines() if name in shown]
+        return [
+            (f"DPO {name}", figure)
+            for name, figure in self.lines()
+            if name in shown or name.startswith(("ALARM", "alarms")) or figure.startswith("falls short")
+        ]
 
 
-def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> TrainReport:
+def train_dpo(
+    settings: Settings, workspace: Workspace, fresh: bool = False, watch: Watcher | None = None
+) -> TrainReport:
     """Train a LoRA on dpo_dataset/ and write it to models/lora_adapters/, usable by itself on the original base.
 
     A second call with the same data and settings goes on from the newest good checkpoint, or finds nothing to do.
     fresh: move what earlier calls made to archive/ and start over.
+    watch: is given the history after each row, to show it; the lines of the steps then go to logs/run.log alone.
 
     Raises:
         NotEnoughPairs: fewer pairs than curate.min_pairs; the message has the counts and the reasons.
@@ -95,7 +139,7 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
         CaiError: a check before the first update fails, the loss or a gradient is not finite, memory runs out.
     """
     if fresh:
-        workspace.archive("train", [workspace.checkpoints, workspace.adapter, workspace.history])
+        workspace.archive("train", [workspace.checkpoints, workspace.adapter, workspace.history, workspace.held_out])
     fingerprint = _fingerprint(settings, workspace)
     pairs = len(read_rows(workspace.train_rows)) + len(read_rows(workspace.eval_rows))
     _require_enough(pairs, settings, workspace)
@@ -103,6 +147,9 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
     if (report := workspace.finished("train", fingerprint, TrainReport)) is not None:
         return report
 
+    copies = open_copies(settings.train.copy_to, fingerprint, lambda message: workspace.say("train", message))
+    if fresh and copies is not None:
+        copies.set_aside()
     use_threads(settings.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     data = _load_data(settings, workspace)
@@ -111,7 +158,7 @@ def train_dpo(settings: Settings, workspace: Workspace, fresh: bool = False) -> 
     from cai_helpers.plots import save_training_plot
 
     with quiet_libraries(), explained_memory(settings.train):
-        report = _train(settings, workspace, data, fingerprint)
+        report = _train(settings, workspace, data, fingerprint, copies, watch)
     release_memory()  # the evaluation loads models of its own
     save_training_plot(workspace)
     workspace.note_metrics("train", report)
@@ -163,31 +210,57 @@ def _load_data(settings: Settings, workspace: Workspace) -> Preferences:
     return data
 
 
-def _train(settings: Settings, workspace: Workspace, data: Preferences, fingerprint: Fingerprint) -> TrainReport:
+def _train(
+    settings: Settings,
+    workspace: Workspace,
+    data: Preferences,
+    fingerprint: Fingerprint,
+    copies: Copies | None,
+    watch: Watcher | None,
+) -> TrainReport:
     from cai_helpers.dpo import restore_policy, save_policy
     from cai_helpers.flight import check_flight
     from cai_helpers.history import TrainingHistory
 
-    def say(message: str) -> None:
-        workspace.say("train", message)
+    def say(message: str, show: bool = True) -> None:
+        workspace.say("train", message, show)
 
     machine = this_machine()
     dtype = choose_dtype(settings.models.dtype, machine)
     say(f"{len(data.train.rows)} pairs, {len(data.held_out.rows)} held out, {dtype} on {machine.name}")
+    memory = require_memory(plan_memory(settings, dtype, machine, data.longest), settings)
+    start = _start(workspace, copies, say)
     trainer = _trainer(settings, workspace, data, dtype, fingerprint)
-    checks = check_flight(trainer, settings.models)
-    for check in checks:
-        say(f"check: {check.what}: {check.found}")
-    history = TrainingHistory(workspace.history, workspace.checkpoints, dtype == "fp16", say)
+    checks = [*check_flight(trainer, settings.models, data), ("memory plan", memory.line())]
+    for what, found in checks:
+        say(f"check: {what}: {found}")
+
+    def copy_out(folder: Path) -> None:
+        if copies is not None:
+            copies.put(workspace, folder)
+
+    fp16 = dtype == "fp16"
+    history = TrainingHistory(workspace.history, workspace.checkpoints, fp16, say, settings, watch, copy_out)
     trainer.add_callback(history)
-    start = checkpoints.newest_good(workspace.checkpoints, say)
     _run(trainer, history, start, settings, say)
 
     best_step = _best_good(history, workspace, say)
     restore_policy(trainer.model, checkpoints.at_step(workspace.checkpoints, best_step))
     save_policy(trainer.model, workspace.adapter, settings.models.base)
     say(f"the policy of step {best_step} is in {workspace.adapter}; read back, it equals what was trained")
-    return _report(history, data, checks, best_step, dtype, start and checkpoints.step_of(start))
+    held_out = as_measured(data.held_out.rows, trainer.eval_dataset, trainer.measure_each(trainer.eval_dataset))
+    write_jsonl(workspace.held_out, (pair.model_dump() for pair in held_out))
+    report = _report(settings, history, data, held_out, checks, best_step, dtype, start and checkpoints.step_of(start))
+    return report if copies is None else report.model_copy(update={"copies": copies.line()})
+
+
+def _start(workspace: Workspace, copies: Copies | None, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint to go on from; where there is none here, the newest that this run has copied out."""
+    start = checkpoints.newest_good(workspace.checkpoints, say)
+    if start is None and copies is not None:
+        copies.fetch(workspace)
+        start = checkpoints.newest_good(workspace.checkpoints, say)
+    return start
 
 
 def _trainer(
@@ -216,7 +289,7 @@ def _run(
 
     if start is not None:
         say(f"going on from {start.name}")
-        if checkpoints.is_last(start):
+        if checkpoints.is_last(start) or history.stopped_early(checkpoints.step_of(start)):
             return
     set_seed(settings.seed)  # what was drawn before depends on whether the reference was computed or read
     try:
@@ -243,19 +316,28 @@ def _best_good(history: TrainingHistory, workspace: Workspace, say: Callable[[st
 
 
 def _report(
-    history: TrainingHistory, data: Preferences, checks: list, best_step: int, dtype: str, resumed_from: int | None
+    settings: Settings,
+    history: TrainingHistory,
+    data: Preferences,
+    held_out: list[HeldOutPair],
+    checks: list,
+    best_step: int,
+    dtype: str,
+    resumed_from: int | None,
 ) -> TrainReport:
     rows = [row for row in history.rows() if "loss" in row]
     evaluations = [row for row in history.rows() if "eval_loss" in row]
     kept = next(row for row in evaluations if row["step"] == best_step)
     found = dict(checks)
+    by_length = split_by_length(held_out)
+    by_length_alarm = by_length and length_learned(by_length, settings.alarms, best_step)
     return TrainReport(
         pairs=len(data.train.rows),
         eval_pairs=len(data.held_out.rows),
         too_long=data.too_long,
         longest=data.longest,
-        steps=rows[-1]["step"],
-        epochs=rows[-1]["epoch"],
+        steps=history.rows()[-1]["step"],
+        epochs=history.rows()[-1]["epoch"],
         precision=dtype,
         reference=found["reference"],
         trained=found["trained"],
@@ -275,4 +357,11 @@ def _report(
         skipped_updates=history.skipped,
         resumed_from=resumed_from,
         seconds=history.rows()[-1]["seconds"],
+        tokens_per_s=statistics.median(row["tokens_per_s"] for row in rows),
+        memory_gib=rows[-1]["memory_gib"],
+        divergence=divergence(held_out, settings.train.beta),
+        by_length=by_length,
+        targets=held_against(history.rows(), kept["eval_accuracy"], len(data.held_out.rows)),
+        alarms=[*history.alarms(), *([by_length_alarm] if by_length_alarm else [])],
+        copies=None,
     )
