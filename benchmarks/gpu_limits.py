@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from transformers import PretrainedConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -155,21 +154,18 @@ def gemma_shape(folder: Path) -> list[tuple[str, str]]:
 
 
 def write_gemma_shape(folder: Path) -> str:
-    from transformers import GemmaConfig
-
-    return write_model(folder, GemmaConfig(**GEMMA_2B))
-
-
-def write_model(folder: Path, config: PretrainedConfig) -> str:
-    """A model of `config` with random fp16 weights and the embedded models' tokenizer."""
-    from transformers import AutoModelForCausalLM
+    from transformers import GemmaConfig, GemmaForCausalLM
 
     tokenizer = load_tokenizer("embedded:chat")
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        setattr(config, name, getattr(tokenizer, name))
+    config = GemmaConfig(
+        **GEMMA_2B,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     torch.manual_seed(0)
     with torch.device("cuda"):
-        model = AutoModelForCausalLM.from_config(config).half()
+        model = GemmaForCausalLM(config).half()
     model.save_pretrained(folder)
     shutil.copy(Path(locate("embedded:chat")) / "generation_config.json", folder)
     tokenizer.save_pretrained(folder)
@@ -193,12 +189,12 @@ def drafting(settings: Settings) -> tuple[str, str]:
     return "gemma-2b shape, drafting", f"{tokens / seconds:.0f} tokens/s, batch {size}, peak {peak:.1f} GiB"
 
 
-def write_long_rows(workspace: Workspace, base: str, tokens: int = 512, train: int = 128, held_out: int = 16) -> None:
-    """Pairs whose sides have about `tokens` tokens."""
+def write_long_rows(workspace: Workspace, base: str) -> None:
+    """Pairs whose sides have about 512 tokens."""
     tokenizer = load_tokenizer(base)
     word = " rose"
     each = len(tokenizer(word * 100, add_special_tokens=False)["input_ids"]) / 100
-    long = word * int((tokens - 112) / each)
+    long = word * int(400 / each)
     rows = [
         PreferenceRow(
             prompt=[{"role": "user", "content": f"Question {index}: {word * int(80 / each)}"}],
@@ -209,10 +205,10 @@ def write_long_rows(workspace: Workspace, base: str, tokens: int = 512, train: i
             delta=1.0,
             chosen_side="revised",
         ).model_dump()
-        for index in range(train + held_out)
+        for index in range(144)
     ]
-    write_jsonl(workspace.train_rows, rows[:train])
-    write_jsonl(workspace.eval_rows, rows[train:])
+    write_jsonl(workspace.train_rows, rows[:128])
+    write_jsonl(workspace.eval_rows, rows[128:])
 
 
 if __name__ == "__main__":

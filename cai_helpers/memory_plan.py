@@ -10,10 +10,10 @@ from cai_helpers.models import from_hub, locate
 from cai_helpers.schema import Record
 from cai_helpers.settings import Settings
 
-# Activations that a layer keeps for its backward pass, in values a token: _HIDDEN times the hidden size and _MLP times
-# the MLP's size. The LoRA on each linear layer keeps copies of its own, so it is more than in the literature. Fitted to
-# the peaks that benchmarks/memory_plan.py measures; benchmarks/RESULTS.md has both.
-_HIDDEN, _MLP = 16, 10
+# Values a token that a layer keeps for its backward pass: _KEPT_HIDDEN times the hidden size and _KEPT_MLP times the MLP's;
+# the LoRA on each linear layer keeps copies of its own. While one layer is worked on, _WORKING times the MLP's come on
+# top. Fitted to the peaks of three shapes on a GPU: benchmarks/memory_plan.py, and benchmarks/RESULTS.md has both sides.
+_KEPT_HIDDEN, _KEPT_MLP, _WORKING = 16, 4, 3
 _TILE_TOKENS, _TILE_COLUMNS = 4096, 8192  # of the logits that TRL's chunked head holds at once
 _CLEARLY_TOO_MUCH, _TIGHT = 1.1, 0.9  # times the memory there is; the estimate is no better than that
 
@@ -53,8 +53,8 @@ def plan_memory(settings: Settings, dtype: Dtype, machine: Machine, longest: int
     weights       every parameter in the precision of the base
     adapters      LoRA on every linear layer: weight, gradient and Adam's two moments in fp32, and the frozen copy that
                   is the reference of a Stage-2 adapter
-    activations   a = tokens · (16 · hidden + 10 · MLP) values a layer; with gradient checkpointing one layer's, and the
-                  inputs of all of them (Chen et al. 2016, arXiv 1604.06174), else a for each layer
+    activations   tokens · (16 · hidden + 4 · MLP) values for each layer; with gradient checkpointing for one layer, and the
+                  inputs of all (Chen et al. 2016, arXiv 1604.06174); and tokens · 3 · MLP for the layer at work
     head          TRL's chunked head: one tile of 4096 tokens by 8192 logits, and the hidden states with their gradient
                   in fp32; the full logits, tokens by vocabulary, are never there
     tokens        2 · batch · longest, since both sides of a pair are one batch
@@ -65,12 +65,16 @@ def plan_memory(settings: Settings, dtype: Dtype, machine: Machine, longest: int
     size = 4 if dtype == "fp32" else 2
     tokens = 2 * settings.train.batch_size * longest
     layers, hidden = config.num_hidden_layers, config.hidden_size
-    a_layer = tokens * (_HIDDEN * hidden + _MLP * config.intermediate_size) * size
-    thrifty = settings.train.gradient_checkpointing
+    mlp = config.intermediate_size
+    kept = tokens * (_KEPT_HIDDEN * hidden + _KEPT_MLP * mlp) * size
+    if settings.train.gradient_checkpointing:
+        kept += layers * tokens * hidden * size
+    else:
+        kept *= layers
     return MemoryPlan(
         weights=parameters * size,
         adapters=lora * (20 if settings.models.adapter else 16),
-        activations=a_layer + layers * tokens * hidden * size if thrifty else layers * a_layer,
+        activations=kept + tokens * _WORKING * mlp * size,
         head=min(tokens, _TILE_TOKENS) * _TILE_COLUMNS * size + 2 * tokens * hidden * 4,
         limit=usable_memory(machine),
         device=machine.name,

@@ -59,28 +59,38 @@ def held_against(rows: Sequence[dict[str, Any]], eval_accuracy: float, eval_pair
 
 
 def slope_of(places: Sequence[float], values: Sequence[float]) -> Interval | None:
-    """Least-squares slope with its 95 % interval, widened for residuals that resemble their neighbours.
+    """Least-squares slope with its 95 % interval, widened where neighbouring rows resemble each other.
 
-    Successive rows of a training log are no independent draws: with a lag-1 autocorrelation r of the residuals, n rows
-    are worth n (1 − r) / (1 + r) of them (Bayley & Hammersley 1946; Wilks 2019, section 5.2.4). That number takes the
-    place of n in the standard error and in the degrees of freedom of Student's t; a negative r counts as 0, so that the
-    interval never becomes narrower than the ordinary one. None of fewer than four rows, or when all places are the same.
+    The noise is what is left around a parabola: a margin that rises and then flattens has a slope, and its bend is no
+    noise. Rows of a training log are no independent draws: when that noise has a lag-1 autocorrelation r, n rows are
+    worth n (1 − r) / (1 + r) of them (Bayley & Hammersley 1946; Wilks 2019, section 5.2.4), which takes the place of n in
+    the standard error and in Student's degrees of freedom. r found in few rows is too low on average; (1 + 4 r) / n is
+    added (Marriott & Pope 1954, Biometrika 41, 390–402). A negative r counts as 0: the interval is never narrower than
+    the ordinary one. It does not make up for strong correlation in full: of twenty rows with r = 0.5 it holds the truth
+    in 88 % of simulated runs and not in 95 %.
+
+    None of fewer than six rows, or when all places are the same.
     """
     x, y = np.asarray(places, dtype=float), np.asarray(values, dtype=float)
-    if len(x) < 4 or np.ptp(x) == 0:
+    n = len(x)
+    if n < 6 or np.ptp(x) == 0:
         return None
-    spread = float(((x - x.mean()) ** 2).sum())
-    slope = float(((x - x.mean()) * (y - y.mean())).sum() / spread)
-    residuals = y - y.mean() - slope * (x - x.mean())
-    worth = max(_independent(residuals), 3.0)  # two of them are spent on the line
-    variance = float((residuals**2).sum()) / len(x) * worth / (worth - 2)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, worth - 2)) * math.sqrt(variance / (spread * worth / len(x)))
-    return Interval(value=slope, low=slope - half, high=slope + half, n=len(x))
+    x = x - x.mean()
+    spread = float((x**2).sum())
+    slope = float((x * y).sum() / spread)
+    noise = y - np.polyval(np.polyfit(x, y, 2), x)
+    worth = max(_independent(noise), 4.0)  # three of them are spent on the parabola
+    variance = float((noise**2).sum()) / n * worth / (worth - 3)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, worth - 3)) * math.sqrt(variance / (spread * worth / n))
+    return Interval(value=slope, low=slope - half, high=slope + half, n=n)
 
 
-def _independent(residuals: np.ndarray) -> float:
-    total = float((residuals**2).sum())
+def _independent(noise: np.ndarray) -> float:
+    """How many independent values the noise is worth."""
+    total = float((noise**2).sum())
     if total == 0:
-        return float(len(residuals))
-    r = max(0.0, float((residuals[1:] * residuals[:-1]).sum()) / total)
-    return len(residuals) * (1 - r) / (1 + r)
+        return float(len(noise))
+    n = len(noise)
+    found = float((noise[1:] * noise[:-1]).sum()) / total
+    r = min(max(0.0, found + (1 + 4 * found) / n), 0.99)
+    return n * (1 - r) / (1 + r)
