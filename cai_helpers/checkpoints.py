@@ -59,8 +59,8 @@ def newest_good(root: Path, say: Callable[[str], None]) -> Path | None:
     return None
 
 
-def rotate(root: Path, best: int, keep: int = 2) -> None:
-    """Delete all checkpoints but the newest `keep` and that of step `best`."""
+def rotate(root: Path, best: int | None, keep: int = 2) -> None:
+    """Delete all checkpoints but the newest `keep` and that of step `best`, if one is known."""
     folders = in_order(root)
     for folder in folders[:-keep]:
         if step_of(folder) != best:

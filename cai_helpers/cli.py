@@ -156,6 +156,14 @@ def bakeoff(
 
 
 @_command
+def preflight(settings: Settings, workspace: Workspace) -> StageReport:
+    """Try the whole path on a little, in minutes: memory, speed, and how long the run will take. Leaves nothing behind."""
+    from cai_helpers.stages.preflight import check_path
+
+    return check_path(settings, workspace)
+
+
+@_command
 def generate(settings: Settings, workspace: Workspace, fresh: Fresh = False) -> StageReport:
     """Draft, critique and revise: pairs/traces.jsonl."""
     from cai_helpers.stages.generate import generate_pairs

@@ -81,6 +81,18 @@ class PolicyTrainer(PolicyTraining, DPOTrainer):
         nll = None if self.ld_alpha is not None else (-batch["ref_chosen_logps"].sum() / tokens).item()
         return start_value(self.loss_types, self.loss_weights, self.beta, self.label_smoothing, nll)
 
+    def measure_each(self, dataset: Any) -> list[tuple[float, float]]:
+        """Reward of chosen and of rejected for each row, in evaluation mode; alone in its batch, so without padding."""
+        self.model.eval()
+        rewards = []
+        for row in dataset:
+            batch = self._prepare_inputs(self.data_collator([row]))
+            with torch.no_grad(), self.accelerator.autocast():
+                self.compute_loss(self.model, batch)
+            rewards.append(tuple(self._metrics["eval"][f"rewards/{side}"][-1] for side in ("chosen", "rejected")))
+            self._metrics["eval"].clear()
+        return rewards
+
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         path = self._reference.folder / f"{name}.json"
         if path.exists():

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from typing import NamedTuple
 
 import torch
+from peft import get_peft_model_state_dict
 
 from cai_helpers.adapters import POLICY, REFERENCE, require_equal
 from cai_helpers.dpo import Measured, PolicyTrainer
 from cai_helpers.errors import CaiError
 from cai_helpers.losses import readable
 from cai_helpers.policy_trainer import Start
+from cai_helpers.preference import Preferences, encode
 from cai_helpers.settings import Models
 
 TOLERANCE = 0.02
@@ -23,7 +27,7 @@ class Check(NamedTuple):
     found: str
 
 
-def check_flight(trainer: PolicyTrainer, models: Models) -> list[Check]:
+def check_flight(trainer: PolicyTrainer, models: Models, data: Preferences) -> list[Check]:
     """One line for each thing that was checked.
 
     Raises:
@@ -32,7 +36,10 @@ def check_flight(trainer: PolicyTrainer, models: Models) -> list[Check]:
     return [
         check_trained_parameters(trainer.model),
         _check_reference(trainer.model, trainer.start, models),
+        _check_stored_reference(trainer),
         _check_start(trainer.measure(_PAIRS), readable(trainer.loss_types, trainer.loss_weights)),
+        *_check_rows(trainer, data),
+        _check_padding(trainer),
         _check_ends(trainer),
     ]
 
@@ -53,11 +60,27 @@ def check_trained_parameters(model: torch.nn.Module) -> Check:
 
 
 def _check_reference(model: torch.nn.Module, start: Start, models: Models) -> Check:
-    if start.adapter is not None:
-        equal = require_equal(model, REFERENCE, start.adapter)
-        name = "the supervised result" if start.adapter != models.adapter else start.adapter
-        return Check("reference", f"a frozen copy of {name}: its {equal} tensors equal the file{merged_in(start)}")
-    return Check("reference", f"the base model {models.base}{merged_in(start)}, with the new LoRA switched off")
+    if start.adapter is None:
+        return Check("reference", f"the base model {models.base}{merged_in(start)}, with the new LoRA switched off")
+    equal = require_equal(model, REFERENCE, start.adapter)
+    name = "the supervised result" if start.adapter != models.adapter else start.adapter
+    frozen = get_peft_model_state_dict(model, adapter_name=REFERENCE, save_embedding_layers=False)
+    digest = hashlib.sha256()
+    for tensor in sorted(frozen):
+        digest.update(tensor.encode() + frozen[tensor].float().cpu().contiguous().numpy().tobytes())
+    found = f"its {equal} tensors equal the file{merged_in(start)}, sha256 {digest.hexdigest()[:12]}"
+    return Check("reference", f"a frozen copy of {name}: {found}")
+
+
+def _check_stored_reference(trainer: PolicyTrainer) -> Check:
+    """One log-probability for each side of each row; their hash says whether two runs had the same reference."""
+    values = [
+        list(dataset[side])
+        for dataset in (trainer.train_dataset, trainer.eval_dataset)
+        for side in ("ref_chosen_logps", "ref_rejected_logps")
+    ]
+    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+    return Check("reference log-probabilities", f"{sum(map(len, values))}, computed once, sha256 {digest}")
 
 
 def merged_in(start: Start) -> str:
@@ -93,10 +116,67 @@ def _value(right: float | None) -> str:
     return f"ln 2 is {right:.4f}" if abs(right - math.log(2)) < 1e-9 else f"its start value is {right:.4f}"
 
 
+def _check_rows(trainer: PolicyTrainer, data: Preferences) -> list[Check]:
+    """Every row that was meant to train is there, whole, and in the tokens that the model answers in."""
+    wanted = [*data.train.rows, *data.held_out.rows]
+    there = [*trainer.train_dataset, *trainer.eval_dataset]
+    limit = trainer.args.max_length
+    if len(there) != len(wanted):
+        raise CaiError(
+            f"Of {len(wanted)} pairs the trainer kept {len(there)}: it dropped rows that fit into {limit} tokens.",
+            "The installed trl prepares rows in another way: `cai doctor` shows the versions.",
+        )
+    longest = 0
+    for row, ids in zip(wanted, there, strict=True):
+        pair = encode(row, trainer.processing_class)  # raises when the sides are equal or the prompt is no prefix
+        if (ids["prompt_ids"], ids["chosen_ids"], ids["rejected_ids"]) != pair:
+            raise CaiError(
+                f"Row {row.id}: the trainer's tokens are not those of the chat template.",
+                "The installed trl prepares rows in another way: `cai doctor` shows the versions.",
+            )
+        longest = max(longest, pair.length)
+    if longest > limit:
+        raise CaiError(
+            f"A row has {longest} tokens and would be cut at train.max_length = {limit}: it would teach not to end.",
+            f"Set train.max_length={longest}, or take the row out of dpo_dataset/.",
+        )
+    return [
+        Check("sides", f"chosen and rejected differ in {len(wanted)} of {len(wanted)} pairs"),
+        Check(
+            "prompt", f"its tokens begin both sides in {len(wanted)} of {len(wanted)} pairs, as in the chat template"
+        ),
+        Check(
+            "whole rows", f"0 cut; the longest has {longest} of {limit} tokens; {data.too_long} left out as too long"
+        ),
+    ]
+
+
+def _check_padding(trainer: PolicyTrainer) -> Check:
+    """In a batch of a long and a short row: the loss sees the answers' tokens, all of them, and no padding."""
+    rows = sorted(trainer.train_dataset, key=lambda row: len(row["chosen_ids"]) + len(row["prompt_ids"]))
+    rows = [rows[0], rows[-1]]
+    batch = trainer.data_collator(rows)
+    answers = [len(row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
+    seen = (batch["completion_mask"].bool() & batch["attention_mask"].bool()).sum(dim=1).tolist()
+    padded = batch["input_ids"][~batch["attention_mask"].bool()]
+    pad = trainer.processing_class.pad_token_id
+    if seen != answers or not bool((padded == pad).all()):
+        raise CaiError(
+            f"In a padded batch the loss sees {seen} tokens of answers that have {answers}.",
+            "Set train.batch_size=1 (with a larger train.accumulation), and check the tokenizer's pad token.",
+        )
+    return Check("pad token", f"{trainer.processing_class.pad_token!r} (id {pad}), never seen by the loss")
+
+
 def _check_ends(trainer: PolicyTrainer) -> Check:
-    """How many answers teach the model to end; a template without an end-of-turn token is said, not refused."""
+    """How many answers teach the model to end. None at all: it would not end when it generates, either."""
     ends = trainer.model.generation_config.eos_token_id
     ends = {trainer.processing_class.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     answers = [ids for side in ("chosen_ids", "rejected_ids") for ids in trainer.train_dataset[side]]
     ended = sum(not ends.isdisjoint(ids[-2:]) for ids in answers)  # Gemma's template closes with <end_of_turn> and "\n"
+    if not ended:
+        raise CaiError(
+            f"None of {len(answers)} answers closes with an end token ({sorted(ends)}): the model would not learn to end.",
+            "Add the chat template's end-of-turn token to eos_token_id in the model's generation_config.json.",
+        )
     return Check("end token", f"{ended} of {len(answers)} answers close with one")

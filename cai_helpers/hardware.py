@@ -29,6 +29,19 @@ def this_machine() -> Machine:
     return Machine("cuda", properties.name, capability, properties.total_memory, torch.cuda.device_count())
 
 
+def usable_memory(machine: Machine) -> int:
+    """Bytes that this process can still come to hold: the card's, less what others hold, within the process's limit."""
+    if machine.device == "cpu":
+        return machine.memory
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    usable = free + torch.cuda.memory_reserved()
+    if hasattr(torch.cuda, "get_per_process_memory_fraction"):  # from torch 2.8 on
+        usable = min(usable, int(machine.memory * torch.cuda.get_per_process_memory_fraction()))
+    return usable
+
+
 def choose_dtype(wanted: Literal["auto", "fp16", "bf16", "fp32"], machine: Machine) -> Dtype:
     """The precision of the frozen weights and of autocast.
 

@@ -257,7 +257,7 @@ def from_hub(load: Callable, name: str):
             # transformers warns of a name that peft still uses; the user can do nothing about it
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             return load()
-    except (OSError, ValueError, _transport_error()) as error:
+    except (OSError, ValueError, transport_error()) as error:
         chain = [error, error.__cause__, error.__context__]
         if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
             raise CaiError(
@@ -276,7 +276,7 @@ def from_hub(load: Callable, name: str):
         raise
 
 
-def _transport_error() -> type[Exception]:
+def transport_error() -> type[Exception]:
     """The connection error of the HTTP library that huggingface_hub uses: httpx, or httpx2 from its version 2 on."""
     from huggingface_hub import get_session
 

@@ -15,9 +15,15 @@ if TYPE_CHECKING:
 
 
 def run_phase(
-    trainer: PolicyTraining, history: TrainingHistory, folder: Path, say: Callable[[str], None]
+    trainer: PolicyTraining,
+    history: TrainingHistory,
+    folder: Path,
+    say: Callable[[str], None],
+    fetch: Callable[[], None] | None = None,
 ) -> tuple[int, int | None]:
     """Train to the end and put the best policy back into the model: (its step, the step that was resumed from).
+
+    fetch: called where there is no checkpoint to go on from; brings back what an earlier runtime copied out.
 
     Raises:
         CaiError: stopped by hand, a number that is not finite, or no checkpoint is whole.
@@ -26,6 +32,9 @@ def run_phase(
 
     trainer.add_callback(history)
     start = checkpoints.newest_good(folder, say)
+    if start is None and fetch is not None:
+        fetch()
+        start = checkpoints.newest_good(folder, say)
     _run(trainer, history, start, say)
     best_step = _best_good(history, folder, say)
     restore_policy(trainer.model, checkpoints.at_step(folder, best_step))
@@ -38,7 +47,7 @@ def _run(trainer: PolicyTraining, history: TrainingHistory, start: Path | None, 
 
     if start is not None:
         say(f"going on from {start.name}")
-        if checkpoints.is_last(start):
+        if checkpoints.is_last(start) or history.stopped_early(checkpoints.step_of(start)):
             return
     set_seed(trainer.args.seed)  # what was drawn before depends on whether the reference was computed or read
     try:

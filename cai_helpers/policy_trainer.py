@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,9 +108,23 @@ def shared_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Ma
         "seed": settings.seed,
         "data_seed": settings.seed,
         "dataloader_pin_memory": machine.device == "cuda",
-        "report_to": "none",
+        "report_to": reporting(train),
         "disable_tqdm": True,
     }
+
+
+def reporting(train: Train) -> str:
+    """train.report_to, as TRL takes it.
+
+    Raises:
+        CaiError: the package is not installed.
+    """
+    if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
+        raise CaiError(
+            f"train.report_to={train.report_to}, but the package {train.report_to} is not installed.",
+            f"Install it (pip install {train.report_to}), or set train.report_to=none.",
+        )
+    return train.report_to
 
 
 def on_one_gpu(arguments: Any, machine: Machine) -> Any:

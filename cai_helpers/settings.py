@@ -152,7 +152,11 @@ class Train(_Frozen):
     accumulation: int = Field(4, ge=1)
     max_length: int = Field(1024, ge=32)  # tokens of prompt + answer
     every_steps: int = Field(50, ge=1)  # save and evaluate
+    every_minutes: float = Field(10, gt=0)  # save as well when that long has passed since the last save
     log_steps: int = Field(5, ge=1)
+    stop_early: bool = False  # True: stop when the alarm `overfitting` is raised; the best checkpoint is kept anyhow
+    copy_to: str | None = None  # checkpoints are copied there: a folder (on Drive, say), or "hub:user/repo" (private)
+    report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"  # the package must be installed
     gradient_checkpointing: bool = True  # a third slower, several GiB smaller
     lora_r: int = Field(16, ge=1)  # of a fresh LoRA; a Stage-2 adapter keeps its own shape
     lora_alpha: int = Field(32, ge=1)
@@ -193,6 +197,21 @@ class Train(_Frozen):
         return self
 
 
+class Alarms(_Frozen):
+    """When training's alarms are raised. Rewards are β · log-ratio to Stage 2; a window is that many rows of the log."""
+
+    window: int = Field(4, ge=1)  # logging rows whose mean counts, so that one batch raises nothing
+    displacement: float = Field(0.25, gt=0)  # share of its log-probability that the chosen side may lose
+    least_accuracy: float = Field(0.6, gt=0, le=1)  # of the training pairs, once the first epoch is over
+    chosen_share: float = 0.0  # of the margin; at or below it the margin comes from the rejected side alone
+    least_margin: float = Field(0.1, gt=0)  # a smaller margin is not asked where it comes from
+    eval_rise: float = Field(0.02, gt=0)  # held-out loss above its lowest
+    patience: int = Field(2, ge=1)  # evaluations in a row that are so far above
+    length_gap: float = Field(0.3, gt=0, le=1)  # held-out accuracy lost where length points the other way
+    kl: float = Field(50, gt=0)  # nats an answer
+    gradient_spike: float = Field(8, gt=1)  # times the median of the gradient norms before
+
+
 class Evaluate(_Frozen):
     limit: int | None = Field(None, ge=1)  # held-out prompts; None: all
     max_tokens: int = Field(256, ge=8)  # new tokens at most
@@ -212,6 +231,7 @@ class Settings(_Frozen):
     score: Score = Score()
     curate: Curate = Curate()
     train: Train = Train()
+    alarms: Alarms = Alarms()
     evaluate: Evaluate = Evaluate()
 
 

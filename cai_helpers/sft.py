@@ -5,15 +5,14 @@ Bai et al. 2022, arXiv 2212.08073, section 3. Only answer tokens count. Importin
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from cai_helpers.adapters import POLICY, require_equal
+from cai_helpers.alarms import Alarm
 from cai_helpers.errors import CaiError
 from cai_helpers.flight import Check, check_trained_parameters, merged_in
 from cai_helpers.hardware import Dtype, Machine
@@ -22,7 +21,6 @@ from cai_helpers.policy_trainer import (
     PolicyTraining,
     Start,
     load_start,
-    not_finite,
     on_one_gpu,
     shared_arguments,
     trainer_options,
@@ -30,11 +28,9 @@ from cai_helpers.policy_trainer import (
 from cai_helpers.preference import EncodedPair, as_completions, encode
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Models, Settings
-from cai_helpers.store import JsonlStore
 
 IGNORED = -100  # the label of tokens that do not count
 _MEASURES = {"loss": "loss", "mean_token_accuracy": "token_accuracy"}  # TRL's name → ours; eval_ before either
-_TRAINING_ONLY = {"learning_rate": "lr", "grad_norm": "grad_norm", "num_tokens": "tokens"}
 
 
 class SupervisedTrainer(PolicyTraining, SFTTrainer):
@@ -116,40 +112,30 @@ def _wrong_labels(what: str) -> CaiError:
 
 
 class SupervisedHistory(TrainingHistory):
-    """Rows {step, epoch, seconds, loss, token_accuracy, lr, grad_norm, tokens} and {…, eval_loss, eval_token_accuracy}.
+    """Rows {step, epoch, seconds, loss, token_accuracy, lr, …} and {…, eval_loss, eval_token_accuracy}.
 
-    Resuming, sealing and rotation are those of DPO.
+    Resuming, sealing and rotation are those of DPO; its alarms are about preferences, and there are none.
     """
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        prefix = next((prefix for prefix in ("", "eval_") if f"{prefix}loss" in (logs or {})), None)
-        if prefix is None:  # the Trainer's closing summary
-            return
-        seconds = self._earlier + time.monotonic() - self._started
-        row = {"step": state.global_step, "epoch": round(state.epoch, 4), "seconds": round(seconds, 2)}
-        row |= self._measures(logs, prefix, state.global_step)
-        if prefix:
-            before = self.best_first()
-            mark = "" if before and before[0].loss <= row["eval_loss"] else "  (best so far)"
-            self._say(
-                f"step {row['step']}  held-out revisions: loss {row['eval_loss']:.4f}  "
-                f"tokens right {row['eval_token_accuracy']:.2f}{mark}"
-            )
-        else:
-            self._say(
-                f"step {row['step']}/{state.max_steps}  loss {row['loss']:.4f}  tokens right "
-                f"{row['token_accuracy']:.2f}  lr {row['lr']:.1e}  {row['seconds']:.0f} s"
-            )
-        JsonlStore(self._path).append([row])
+    measures: ClassVar = _MEASURES
 
-    def _measures(self, logs: dict[str, Any], prefix: str, step: int) -> dict[str, float | None]:
-        names = {f"{prefix}{theirs}": f"{prefix}{ours}" for theirs, ours in _MEASURES.items()}
-        found: dict[str, float | None] = {}
-        for theirs, ours in (names if prefix else names | _TRAINING_ONLY).items():
-            value = float(logs[theirs]) if theirs in logs else None
-            if value is not None and not math.isfinite(value):
-                if not (ours == "grad_norm" and self._fp16):  # the gradient scaler skips such a step and goes on
-                    raise not_finite(ours.replace("_", " "), step)
-                value = None
-            found[ours] = value
-        return found
+    def alarms(self, until: int | None = None) -> list[Alarm]:
+        return []
+
+    def _raise_alarms(self, rows: list[dict[str, Any]], control: Any, state: Any) -> None:
+        pass
+
+    def _with_ties(self, row: dict[str, Any], prefix: str) -> dict[str, Any]:
+        return row
+
+    def _evaluation_line(self, row: dict[str, Any]) -> str:
+        return (
+            f"step {row['step']}  held-out revisions: loss {row['eval_loss']:.4f}  "
+            f"tokens right {row['eval_token_accuracy']:.2f}{self._best_mark(row)}"
+        )
+
+    def _line(self, row: dict[str, Any], state: Any) -> str:
+        return (
+            f"step {row['step']}/{state.max_steps}  loss {row['loss']:.4f}  tokens right {row['token_accuracy']:.2f}  "
+            f"lr {row['lr']:.1e}  {self._speed(row, state)}"
+        )

@@ -94,8 +94,8 @@ def _fine_tune(settings: Settings, workspace: Workspace, data: Preferences, dtyp
     from cai_helpers.adapters import save_policy
     from cai_helpers.sft import SupervisedHistory, build_supervised, check_supervised
 
-    def say(message: str) -> None:
-        workspace.say("sft", message)
+    def say(message: str, show: bool = True) -> None:
+        workspace.say("sft", message, show)
 
     train, held_out = revisions(data.train).rows, revisions(data.held_out).rows
     if not train or not held_out:
@@ -109,7 +109,7 @@ def _fine_tune(settings: Settings, workspace: Workspace, data: Preferences, dtyp
     checks = check_supervised(trainer, train, settings.models)
     for check in checks:
         say(f"check: {check.what}: {check.found}")
-    history = SupervisedHistory(sft_history(workspace, settings), folder, dtype == "fp16", say)
+    history = SupervisedHistory(sft_history(workspace, settings), folder, dtype == "fp16", say, settings)
     best_step, resumed_from = run_phase(trainer, history, folder, say)
     save_policy(trainer.model, folder / "adapter", settings.models.base)
     if settings.train.method == "sft":

@@ -65,6 +65,7 @@ class Workspace:
         self.adapter = self.root / "models" / "lora_adapters"
         self.logs = self.root / "logs"
         self.history = self.logs / "history.jsonl"
+        self.held_out = self.logs / "held_out_pairs.jsonl"
         self.metrics = self.root / "metrics.json"
         self.reports = self.root / "reports"
         self.evaluation_dir = self.root / "evaluation"
@@ -75,9 +76,13 @@ class Workspace:
         self.settings_file = self.root / "settings.json"
         self._manifests = self.root / "manifests"
 
-    def say(self, stage: str, message: str) -> None:
-        """Print one line for the person watching, without tearing a progress bar, and keep it in logs/run.log."""
-        tqdm.write(f"{stage}: {message}")
+    def say(self, stage: str, message: str, show: bool = True) -> None:
+        """Print one line for the person watching, without tearing a progress bar, and keep it in logs/run.log.
+
+        show: False keeps it in the log alone, for what is shown in another form.
+        """
+        if show:
+            tqdm.write(f"{stage}: {message}")
         self.logs.mkdir(parents=True, exist_ok=True)
         with (self.logs / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {stage}: {message}\n")

@@ -18,7 +18,7 @@ from cai_helpers.dpo import PolicyTrainer, build_trainer
 from cai_helpers.errors import CaiError, SettingsChanged
 from cai_helpers.flight import check_flight
 from cai_helpers.hardware import this_machine
-from cai_helpers.preference import encode, read_rows, revisions
+from cai_helpers.preference import Fitting, Preferences, encode, read_rows, revisions
 from cai_helpers.sft import SupervisedTrainer, build_supervised, check_supervised
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.store import read_jsonl, write_jsonl
@@ -62,7 +62,8 @@ def test_a_supervised_run_learns_reports_and_leaves_an_adapter_for_the_original_
     rows = list(read_jsonl(workspace.history))
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6, 8, 10, 12]
     assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6, 9, 12]
-    assert set(rows[0]) == {"step", "epoch", "seconds", "loss", "token_accuracy", "lr", "grad_norm", "tokens"}
+    measured = {"loss", "token_accuracy", "lr", "grad_norm", "tokens", "tokens_per_s", "memory_gib"}
+    assert set(rows[0]) == {"step", "epoch", "seconds"} | measured
 
     kept = load_file(workspace.checkpoints / "sft" / f"checkpoint-{report.best_step}" / "adapter_model.safetensors")
     assert same_tensors(adapter_tensors(workspace), kept)
@@ -201,10 +202,12 @@ def test_a_frozen_copy_that_is_not_the_supervised_result_is_caught(tiny, tuned, 
         settings, workspace.checkpoints, rows, held_out, tokenizer, "fp32", this_machine(), "key",
         tuned[0].checkpoints / "sft" / "adapter",
     )  # fmt: skip
-    assert "a frozen copy of the supervised result" in dict(check_flight(trainer, settings.models))["reference"]
+    data = Preferences(Fitting(rows, 0, 37), Fitting(held_out, 0, 37))
+    checks = dict(check_flight(trainer, settings.models, data))
+    assert "a frozen copy of the supervised result" in checks["reference"]
     next(parameter for name, parameter in trainer.model.named_parameters() if f".{REFERENCE}." in name).data += 1e-3
     with pytest.raises(CaiError, match="'ref' in memory is not the one in .*sft/adapter"):
-        check_flight(trainer, settings.models)
+        check_flight(trainer, settings.models, data)
 
 
 def test_only_revisions_that_won_are_learned_from(tiny, tmp_path):

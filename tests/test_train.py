@@ -23,7 +23,7 @@ from cai_helpers.dpo import PolicyTrainer, build_trainer
 from cai_helpers.errors import CaiError, NotEnoughPairs, SettingsChanged
 from cai_helpers.flight import check_flight
 from cai_helpers.hardware import this_machine
-from cai_helpers.preference import encode, keep_fitting, read_rows
+from cai_helpers.preference import Preferences, encode, keep_fitting, read_rows
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Settings
 from cai_helpers.stages.train import train_dpo
@@ -121,6 +121,17 @@ def make_trainer(settings: Settings, workspace: Workspace) -> PolicyTrainer:
     return build_trainer(settings, workspace.checkpoints, rows, held_out, tokenizer, "fp32", this_machine(), "key")
 
 
+def check(trainer: PolicyTrainer, settings: Settings) -> dict[str, str]:
+    """The flight checks of a trainer that make_trainer made, for a workspace as make_workspace writes it."""
+    rows = [
+        [PreferenceRow.model_validate(preference_row(number)) for number in numbers]
+        for numbers in (range(24), range(100, 106))
+    ]
+    tokenizer = trainer.processing_class
+    data = Preferences(*(keep_fitting(part, tokenizer, settings.train.max_length) for part in rows))
+    return dict(check_flight(trainer, settings.models, data))
+
+
 def adapter_tensors(workspace: Workspace) -> dict[str, torch.Tensor]:
     return load_file(workspace.adapter / "adapter_model.safetensors")
 
@@ -163,8 +174,9 @@ def test_history_has_a_row_for_each_logging_step_and_each_evaluation(trained):
     assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6, 9, 12]
     assert set(rows[0]) == {
         "step", "epoch", "seconds", "loss", "accuracy", "margin", "rewards_chosen", "rewards_rejected", "logps_chosen",
-        "logps_rejected", "lr", "grad_norm", "tokens",
+        "logps_rejected", "lr", "grad_norm", "tokens", "tokens_per_s", "memory_gib",
     }  # fmt: skip
+    assert all(row["tokens_per_s"] > 0 for row in rows if "loss" in row)
 
 
 def test_a_finished_run_is_not_repeated(tiny, trained):
@@ -248,15 +260,20 @@ def test_tokens_are_those_of_trl(tiny, tmp_path):
 
 def test_a_wrong_reference_is_caught_before_the_first_update(tiny, tmp_path):
     right = make_trainer(make_settings(tiny), make_workspace(tmp_path / "right"))
-    found = dict(check_flight(right, make_settings(tiny).models))
+    found = check(right, make_settings(tiny))
     assert found["start"] == "loss 0.6931 (ln 2 is 0.6931), margin +0.0000, largest reward +0.0000"
     assert found["end token"] == "48 of 48 answers close with one"
+    assert found["sides"] == "chosen and rejected differ in 30 of 30 pairs"
+    assert found["prompt"] == "its tokens begin both sides in 30 of 30 pairs, as in the chat template"
+    assert found["whole rows"] == "0 cut; the longest has 37 of 64 tokens; 0 left out as too long"
+    assert found["pad token"] == "'<pad>' (id 0), never seen by the loss"
+    assert found["reference log-probabilities"].startswith("60, computed once, sha256 ")
 
     workspace = make_workspace(tmp_path / "wrong")
     # stores the log-probabilities of the base, under the key that the next trainer looks for
     make_trainer(make_settings(tiny, adapter=False), workspace)
     with pytest.raises(CaiError, match="the reference is not the policy that training starts from"):
-        check_flight(make_trainer(make_settings(tiny), workspace), make_settings(tiny).models)
+        check(make_trainer(make_settings(tiny), workspace), make_settings(tiny))
 
 
 def test_a_frozen_copy_that_is_not_stage_2_is_caught(tiny, tmp_path):
@@ -264,14 +281,14 @@ def test_a_frozen_copy_that_is_not_stage_2_is_caught(tiny, tmp_path):
     frozen = next(parameter for name, parameter in trainer.model.named_parameters() if f".{REFERENCE}." in name)
     frozen.data[0, 0] += 1e-6
     with pytest.raises(CaiError, match="'ref' in memory is not the one in .*: 1 of 28 tensors differ"):
-        check_flight(trainer, make_settings(tiny).models)
+        check(trainer, make_settings(tiny))
 
 
 def test_a_base_weight_that_would_train_is_caught(tiny, tmp_path):
     trainer = make_trainer(make_settings(tiny), make_workspace(tmp_path))
     trainer.model.get_base_model().model.norm.weight.requires_grad_(True)
     with pytest.raises(CaiError, match="Something else than the policy's LoRA would train: .*norm.weight"):
-        check_flight(trainer, make_settings(tiny).models)
+        check(trainer, make_settings(tiny))
 
 
 KILLED_RUN = """
