@@ -34,10 +34,10 @@ def check_flight(trainer: PolicyTrainer, models: Models, data: Preferences) -> l
         _check_trained_parameters(trainer.model),
         _check_reference(trainer.model, models),
         _check_stored_reference(trainer),
-        _check_start(trainer.measure(_PAIRS)),
         *_check_rows(trainer, data),
         _check_padding(trainer),
         _check_ends(trainer),
+        _check_start(trainer.measure(_PAIRS)),  # after the rows: what is wrong with them would show here in other words
     ]
 
 
