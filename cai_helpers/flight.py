@@ -13,7 +13,6 @@ from peft import get_peft_model_state_dict
 from cai_helpers.adapters import POLICY, REFERENCE, require_equal
 from cai_helpers.dpo import Measured, PolicyTrainer
 from cai_helpers.errors import CaiError
-from cai_helpers.losses import readable
 from cai_helpers.policy_trainer import Start
 from cai_helpers.preference import Preferences, encode
 from cai_helpers.settings import Models
@@ -37,10 +36,10 @@ def check_flight(trainer: PolicyTrainer, models: Models, data: Preferences) -> l
         check_trained_parameters(trainer.model),
         _check_reference(trainer.model, trainer.start, models),
         _check_stored_reference(trainer),
-        _check_start(trainer.measure(_PAIRS), readable(trainer.loss_types, trainer.loss_weights)),
         *_check_rows(trainer, data),
         _check_padding(trainer),
         _check_ends(trainer),
+        _check_start(trainer.measure(_PAIRS)),  # after the rows: what is wrong with them would show here in other words
     ]
 
 

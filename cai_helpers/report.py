@@ -97,6 +97,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
         gate_lines={f"gate: {target.name}" for target in gate},  # they have a table of their own
         examples=_response_examples(workspace) if evaluation else _pair_examples(statistics),
         plots=_plots(workspace, manifests),
+        training=_training(manifests.get("train")),
         settings_yaml=yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         versions=_versions(manifests),
     )
@@ -212,6 +213,12 @@ def _pair_examples(statistics: Statistics | None) -> list[dict[str, Any]]:
         }
         for one in shown
     ]
+
+
+def _training(manifest: Manifest | None) -> dict[str, list[dict[str, Any]]]:
+    """Alarms and targets of the training, as they stand in its manifest."""
+    report = manifest.report if manifest else {}
+    return {name: report.get(name, []) for name in ("alarms", "targets")}
 
 
 def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Path]:

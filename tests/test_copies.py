@@ -1,0 +1,169 @@
+"""Copies of checkpoints: whole or not at all, found again by the same run alone, and never the end of a training.
+
+The Hub's side is the real code against a stand-in for the network: a folder behind huggingface_hub's functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import EntryNotFoundError
+
+from cai_helpers import checkpoints, copies
+from cai_helpers.store import write_json, write_jsonl
+from cai_helpers.workspace import Workspace
+
+FINGERPRINT = {"train.beta": 0.1, "input train rows": "abc"}
+
+
+def checkpoint(workspace: Workspace, step: int) -> Path:
+    folder = checkpoints.at_step(workspace.checkpoints, step)
+    folder.mkdir(parents=True)
+    (folder / "adapter_model.safetensors").write_bytes(b"weights %d" % step)
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 20}))
+    checkpoints.seal(folder)
+    write_jsonl(workspace.history, [{"step": number} for number in range(step + 1)])
+    write_json(workspace.checkpoints / "reference" / "train.json", {"key": "k"})
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path) -> Path:
+    """A folder in place of the Hub. Files whose name ends in .safetensors are large there, others are small."""
+    root = tmp_path / "hub"
+
+    class LocalApi:
+        def create_repo(self, repo_id, private, exist_ok):
+            assert private
+            (root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+
+        def create_commit(self, repo_id, operations, commit_message):
+            for operation in operations:
+                target = root / repo_id / operation.path_in_repo
+                if isinstance(operation, huggingface_hub.CommitOperationDelete):
+                    shutil.rmtree(target)
+                else:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(operation.path_or_fileobj, target)
+
+        def get_paths_info(self, repo_id, paths):
+            for path in paths:
+                content = (root / repo_id / path).read_bytes()
+                large = path.endswith(".safetensors")
+                lfs = SimpleNamespace(sha256=hashlib.sha256(content).hexdigest()) if large else None
+                blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+                yield SimpleNamespace(path=path, lfs=lfs, blob_id=blob)
+
+        def list_repo_tree(self, repo_id, path_in_repo):
+            folder = root / repo_id / path_in_repo
+            if not folder.is_dir():
+                raise EntryNotFoundError("404")
+            return [SimpleNamespace(path=f"{path_in_repo}/{item.name}") for item in folder.iterdir()]
+
+        def delete_folder(self, path_in_repo, repo_id, commit_message):
+            shutil.rmtree(root / repo_id / path_in_repo)
+
+    def snapshot_download(repo_id, allow_patterns, local_dir):
+        folder = allow_patterns.removesuffix("/*")
+        shutil.copytree(root / repo_id / folder, Path(local_dir) / folder)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", LocalApi)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return root
+
+
+@pytest.fixture(params=["folder", "hub"])
+def target(request, tmp_path, hub) -> str:
+    return str(tmp_path / "drive") if request.param == "folder" else "hub:me/runs"
+
+
+def open_copies(target: str, said: list[str], fingerprint: dict = FINGERPRINT) -> copies.Copies:
+    return copies.open_copies(target, fingerprint, said.append)
+
+
+def test_an_empty_workspace_gets_back_what_the_same_run_has_copied_out(tmp_path, target):
+    said: list[str] = []
+    first = Workspace(tmp_path / "first")
+    out = open_copies(target, said)
+    for step in (5, 10):
+        out.put(first, checkpoint(first, step))
+    checkpoints.rotate(first.checkpoints, best=None, keep=1)
+    out.put(first, checkpoint(first, 15))  # 5 is gone here, so it goes there as well
+    assert (out.made, out.failed) == (3, 0)
+    assert said[-1].endswith("every file compared")
+
+    second = Workspace(tmp_path / "second")
+    open_copies(target, said).fetch(second)
+    assert [folder.name for folder in checkpoints.in_order(second.checkpoints)] == ["checkpoint-10", "checkpoint-15"]
+    assert checkpoints.newest_good(second.checkpoints, pytest.fail).name == "checkpoint-15"
+    assert copies.hash_of(second.checkpoints) == copies.hash_of(first.checkpoints)
+    assert second.history.read_bytes() == first.history.read_bytes()
+
+
+def test_another_run_and_a_run_that_starts_over_find_nothing(tmp_path, target):
+    said: list[str] = []
+    workspace = Workspace(tmp_path / "first")
+    open_copies(target, said).put(workspace, checkpoint(workspace, 5))
+    open_copies(target, said, {**FINGERPRINT, "train.beta": 0.3}).fetch(Workspace(tmp_path / "other"))
+    open_copies(target, said).set_aside()
+    open_copies(target, said).fetch(Workspace(tmp_path / "fresh"))
+    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_what_lies_in_a_folder_is_kept_when_a_run_starts_over(tmp_path):
+    workspace = Workspace(tmp_path / "first")
+    out = open_copies(str(tmp_path / "drive"), [])
+    out.put(workspace, checkpoint(workspace, 5))
+    out.set_aside()
+    [kept] = (tmp_path / "drive").iterdir()
+    assert "-until-" in kept.name
+    assert checkpoints.fault(kept / "checkpoint-5") is None
+
+
+def test_a_damaged_copy_is_not_brought_back(tmp_path):
+    said: list[str] = []
+    workspace = Workspace(tmp_path / "first")
+    out = open_copies(str(tmp_path / "drive"), said)
+    for step in (5, 10):
+        out.put(workspace, checkpoint(workspace, step))
+    next((tmp_path / "drive").glob("*/checkpoint-10/adapter_model.safetensors")).write_bytes(b"weights 11")
+    empty = Workspace(tmp_path / "second")
+    out.fetch(empty)
+    assert [folder.name for folder in checkpoints.in_order(empty.checkpoints)] == ["checkpoint-5"]
+    assert any("checkpoint-10" in line and "is not what was written" in line for line in said)
+
+
+def test_a_copy_that_fails_is_a_loud_warning_and_no_error(tmp_path, monkeypatch):
+    said: list[str] = []
+    workspace = Workspace(tmp_path / "first")
+    (tmp_path / "drive").write_text("a file where a folder should be")
+    out = open_copies(str(tmp_path / "drive"), said)
+    out.put(workspace, checkpoint(workspace, 5))
+    assert (out.made, out.failed) == (0, 1)
+    assert said[0].startswith("WARNING: checkpoint-5 was not copied to")
+    assert out.line().endswith("1 FAILED")
+
+
+def test_bytes_that_the_hub_did_not_keep_are_noticed(tmp_path, hub, monkeypatch):
+    said: list[str] = []
+    workspace = Workspace(tmp_path / "first")
+    true_commit = huggingface_hub.HfApi.create_commit
+
+    def torn(self, repo_id, operations, commit_message):
+        true_commit(self, repo_id, operations, commit_message)
+        next((hub / repo_id).rglob("trainer_state.json")).write_text("{}")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", torn)
+    open_copies("hub:me/runs", said).put(workspace, checkpoint(workspace, 5))
+    assert "trainer_state.json on the Hub is not what was sent" in said[0]
+
+
+def test_without_the_setting_nothing_is_copied():
+    assert copies.open_copies(None, FINGERPRINT, pytest.fail) is None
