@@ -16,7 +16,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # tools/install.py leaves compiling to the first import, and that must keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo pictures test test-colab lint format clean
+.PHONY: help demo pictures test test-colab test-browser lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -39,6 +39,9 @@ test: $(VENV)/.for-test lint  ## lint, import contracts, unit tests, every noteb
 test-colab: $(COLAB)/.for-test  ## unit tests and notebooks with the library versions of Colab's image
 	$(call unit-tests,$(COLAB))
 	$(call notebooks,$(COLAB))
+
+test-browser: $(VENV)/.for-browser  ## the notebook's widgets in headless Chromium; the system's Chromium is installed if apt can
+	CAI_BROWSER_TESTS=required HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest tests/browser -m browser
 
 lint: $(VENV)/.for-test  ## ruff and the import contracts alone
 	$(VENV)/bin/ruff check .
@@ -63,12 +66,21 @@ $(VENV)/.for-test: $(INSTALL_FROM)
 	@$(PYTHON) tools/install.py $(VENV) --extras test dev
 	@touch $(VENV)/.for-demo $@
 
+$(VENV)/.for-browser: $(VENV)/.for-test
+	@$(PYTHON) tools/install.py $(VENV) --extras browser
+	@command -v chromium chromium-browser google-chrome >/dev/null || { \
+	  echo "install: Chromium, by apt-get"; \
+	  { apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core; } >/dev/null 2>&1 || { \
+	    echo "Chromium could not be installed. Install it by hand (Debian: sudo apt-get install chromium), then run this again."; \
+	    exit 1; }; }
+	@touch $@
+
 $(COLAB)/.for-test: $(INSTALL_FROM) requirements-colab.txt
 	@$(PYTHON) tools/install.py $(COLAB) --colab
 	@touch $@
 
 define unit-tests
-	HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest
+	HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest -m "not browser"
 endef
 
 # 00 to 06 share a workspace, in which each builds upon the one before; run_all starts from an empty one.

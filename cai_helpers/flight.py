@@ -39,7 +39,8 @@ def check_flight(trainer: PolicyTrainer, models: Models, data: Preferences) -> l
         *_check_rows(trainer, data),
         _check_padding(trainer),
         _check_ends(trainer),
-        _check_start(trainer.measure(_PAIRS)),  # after the rows: what is wrong with them would show here in other words
+        # after the rows: what is wrong with them would show here in other words
+        _check_start(trainer.measure(_PAIRS), readable(trainer.loss_types, trainer.loss_weights)),
     ]
 
 

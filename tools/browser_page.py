@@ -105,13 +105,24 @@ class Site(NamedTuple):
         nbformat.write(notebook, path)
         if _colab_widgets():
             page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{path.name}?reset")
-            page.locator(".jp-CodeCell").first.click(timeout=60_000)
-            page.keyboard.press("Shift+Enter")
+            _run_first_cell(page)
         else:
             page.goto(f"http://127.0.0.1:{self.port}/voila/render/{path.name}")
         box = page.locator(INSPECTOR)
         box.wait_for(timeout=60_000)
         return box
+
+
+def _run_first_cell(page: Page) -> None:
+    """Press JupyterLab's run button until it is heard: what is pressed before the kernel is there is lost."""
+    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for(timeout=60_000)
+    for _ in range(10):
+        page.locator(".jp-CodeCell .jp-Editor").first.click()
+        page.locator('button[data-command="runmenu:run"]').click()
+        page.wait_for_timeout(1000)
+        if page.locator(".jp-CodeCell .jp-InputPrompt").first.inner_text() != "[ ]:":
+            return
+    raise RuntimeError("JupyterLab did not run the cell.")
 
 
 @contextlib.contextmanager
