@@ -13,6 +13,7 @@ from peft import get_peft_model_state_dict
 from cai_helpers.adapters import POLICY, REFERENCE, require_equal
 from cai_helpers.dpo import Measured, PolicyTrainer
 from cai_helpers.errors import CaiError
+from cai_helpers.losses import readable
 from cai_helpers.policy_trainer import Start
 from cai_helpers.preference import Preferences, encode
 from cai_helpers.settings import Models
