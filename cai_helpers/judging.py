@@ -73,7 +73,7 @@ def judge_pairs(settings: Settings, pairs: list[ResponsePair], store: JsonlStore
         CaiError: the scorer cannot be loaded, is read the wrong way, or gives a score that is not finite.
     """
     name = scorer_identity(settings)
-    asked = [_questions(pair, settings) for pair in pairs]
+    asked = [questions_of(pair, settings) for pair in pairs]
     questions = {question_key(name, question): question for both in asked for question in both}
     known = {} if store is None else _known(store, questions)
     missing = {key: question for key, question in questions.items() if key not in known}
@@ -111,7 +111,7 @@ def question_key(scorer: str, question: Question) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:20]
 
 
-def _questions(pair: ResponsePair, settings: Settings) -> list[Question]:
+def questions_of(pair: ResponsePair, settings: Settings) -> list[Question]:
     """One question with both responses for feedback, one a response for reward models; none where there is no choice."""
     if settings.score.by != "ai_feedback":
         return [Question(pair.messages, (response,)) for response in (pair.first, pair.second)]

@@ -17,12 +17,12 @@ from typing import NamedTuple
 from cai_helpers.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
 from cai_helpers.hardware import GIB, Machine, choose_dtype, this_machine, usable_memory, use_threads
+from cai_helpers.judging import ResponsePair, load_scorer, questions_of
 from cai_helpers.memory_plan import plan_memory, require_memory
 from cai_helpers.models import load_tokenizer, release_memory
 from cai_helpers.preference import Fitting, Preferences, encode, keep_fitting, read_rows
 from cai_helpers.prompts import write_prompts
-from cai_helpers.rewards import load_scorer
-from cai_helpers.schema import Messages, PreferenceRow, Prompt, StageReport, Trace
+from cai_helpers.schema import PreferenceRow, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
 from cai_helpers.workspace import Workspace
@@ -153,15 +153,15 @@ def _generate(settings: Settings, workspace: Workspace, scratch: Workspace, say:
 def _score(settings: Settings, traces: list[Trace], say: Callable[[str], None]) -> tuple[int, float]:
     """How many texts, and seconds a text."""
     release_memory()
-    scorer = load_scorer(settings.models, settings.score.batch_size)
-    texts: list[tuple[Messages, str]] = []
-    for trace in traces:
-        texts += [(trace.prompt.messages, side) for side in dict.fromkeys([trace.draft, trace.revision])]
+    scorer = load_scorer(settings)
+    pairs = [ResponsePair(trace.prompt.messages, trace.draft, trace.revision) for trace in traces]
+    asked = [question for pair in pairs for question in questions_of(pair, settings)]
     started = time.monotonic()
-    scores = scorer(texts)
+    answers = dict(scorer.iterate(asked))
     seconds = time.monotonic() - started
-    say(f"its scores: {', '.join(f'{score:+.2f}' for score in scores[: len({traces[0].draft, traces[0].revision})])}")
-    return len(texts), seconds / len(texts)
+    first = [answers[place] for place in range(len(questions_of(pairs[0], settings)))]
+    say(f"its scores: {', '.join(f'{score:+.2f}' for scores in first for score in scores) or 'two equal texts'}")
+    return len(asked), seconds / max(1, len(asked))
 
 
 def _train(
@@ -172,9 +172,10 @@ def _train(
     prompts: int,
     say: Callable[[str], None],
 ) -> _Trained:
-    from cai_helpers.dpo import build_trainer, explained_memory, quiet_libraries
+    from cai_helpers.dpo import build_trainer
     from cai_helpers.flight import check_flight
     from cai_helpers.history import TrainingHistory
+    from cai_helpers.policy_trainer import explained_memory, quiet_libraries
 
     release_memory()
     tokenizer = load_tokenizer(settings.models.base)
