@@ -133,7 +133,7 @@ class Train(_Frozen):
     method: Literal["dpo", "sft", "sft+dpo"] = (
         "dpo"  # sft: supervised, on the winning revisions; sft+dpo: that first, and it is DPO's start and reference
     )
-    fresh_adapter: bool = False  # True: a new LoRA on the merged Stage 2 instead of going on with Stage 2's own
+    fresh_adapter: bool = False  # True: a new LoRA (lora_r) on the merged Stage 2; begin with a third of learning_rate
     epochs: float = Field(3, gt=0)
     beta: float = Field(0.1, gt=0)  # DPO temperature; higher stays nearer the reference
     loss_type: list[Loss] = Field(["sigmoid"], min_length=1)  # one or a list, see above

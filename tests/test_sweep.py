@@ -127,6 +127,13 @@ def test_a_sweep_resumes_shares_the_reference_and_goes_on_with_the_chosen_value(
     assert fast["kl"] > slow["kl"] >= 0
     assert load_settings(str(workspace.settings_file)).train.learning_rate == 3e-3
 
+    again = CliRunner().invoke(app, ["train", "--workspace", str(tmp_path), "--sweep", "beta=0.1,0.5", "--fresh"])
+    assert again.exit_code == 0, again.output
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["beta=0.1", "beta=0.5"]
+    assert list(tmp_path.glob("archive/*/sweep/learning_rate=0.003/models/lora_adapters"))
+    assert list(tmp_path.glob("archive/*/models/lora_adapters"))
+    assert computed == ["train", "eval"] * 2
+
 
 def test_the_supervised_phase_is_made_once_and_a_swept_number_that_changes_the_reference_computes_it_again(
     tiny, tmp_path, monkeypatch
