@@ -49,14 +49,7 @@ def read_gold(source: str, limit: int | None, seed: int) -> Gold:
     left_out: Counter[str] = Counter()
     number = 0
     for number, row in enumerate(_rows(source), start=1):
-        try:
-            pair = _pair(row)
-        except Malformed as error:
-            raise CaiError(
-                f"{source}, row {number}: {error}; its columns are {', '.join(row.value) or 'none'}.",
-                "Expected are text_correct / text_incorrect, chosen / rejected (all transcripts or message lists), "
-                "or messages, better, worse.",
-            ) from error
+        pair = _pair(row, f"{source}, row {number}")
         if isinstance(pair, str):
             left_out[pair] += 1
         elif (key := _key(pair, seed)) in pairs:
@@ -64,7 +57,8 @@ def read_gold(source: str, limit: int | None, seed: int) -> Gold:
         else:
             pairs[key] = pair
     if not pairs:
-        raise CaiError(f"{source} holds no gold pair.", "Give a file with at least a few dozen pairs.")
+        found = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items()) or "it is empty"
+        raise CaiError(f"{source} holds no gold pair ({found}).", "Give a file with at least a few dozen pairs.")
     return Gold([pairs[key] for key in sorted(pairs)[:limit]], number, dict(left_out))
 
 
@@ -84,8 +78,22 @@ def _rows(source: str) -> Iterator[Row]:
         raise GoldUnreachable(error.what, error.todo) from error
 
 
-def _pair(row: Row) -> GoldPair | str:
-    """The pair of a row, or the reason to leave it out."""
+def _pair(row: Row, place: str) -> GoldPair | str:
+    """The pair of a row, or the reason to leave it out: the real files hold a few rows with broken conversations."""
+    try:
+        pair = _read(row)
+    except Malformed as error:
+        return str(error)
+    if pair is None:
+        raise CaiError(
+            f"{place}: its columns are {', '.join(row.value) or 'none'}.",
+            "Expected are text_correct and text_incorrect, or chosen and rejected (transcripts or message lists), "
+            "or messages, better and worse.",
+        )
+    return pair
+
+
+def _read(row: Row) -> GoldPair | str | None:
     value = row.value
     for better, worse in _TRANSCRIPTS:
         if better in value and worse in value:
@@ -96,7 +104,7 @@ def _pair(row: Row) -> GoldPair | str:
         if not all(isinstance(text, str) for text in texts):
             raise Malformed("better and worse must be texts")
         return _checked(as_prompt_messages(value["messages"]), *(text.strip() for text in texts), row.category)
-    raise Malformed("not one of the known forms of a pair")
+    return None
 
 
 def _of_transcripts(better: object, worse: object, category: str) -> GoldPair | str:

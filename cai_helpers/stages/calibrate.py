@@ -12,7 +12,7 @@ from cai_helpers.hardware import use_threads
 from cai_helpers.intervals import Interval
 from cai_helpers.judging import PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.models import release_memory
-from cai_helpers.schema import StageReport
+from cai_helpers.schema import StageReport, transcript
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, write_json
 from cai_helpers.workspace import Workspace, section
@@ -22,6 +22,7 @@ class CalibrateReport(StageReport):
     scorer: str
     calibration: Calibration
     rows: int  # of the gold source
+    prompts: int  # different ones; pairs of one prompt are less evidence than as many of different prompts
     left_out: dict[str, int]  # reason → rows
     notes: list[tuple[str, str]]  # what the scorer says of this call
     scored_now: int  # texts, or pairs for AI feedback; the others were scored by an earlier call
@@ -36,6 +37,7 @@ class CalibrateReport(StageReport):
         return [
             ("scored by", self.scorer),
             ("gold pairs", f"{one.pairs} of the {self.rows} rows of {one.gold}" + (f"; {left_out}" if left_out else "")),
+            ("different prompts", _prompts(self.prompts, one.pairs)),
             ("right", f"{one.accuracy.percent()}, ties as half"),
             ("ties", str(one.ties)),
             *((f"  {name}", f"{share.percent()} of {share.n}") for name, share in one.categories.items()),
@@ -87,6 +89,7 @@ def calibrate_scorer(settings: Settings, workspace: Workspace, gold: str | None 
         scorer=scorer_identity(settings),
         calibration=calibrate(_judged(read, judged.scores), settings.calibrate.target, source),
         rows=read.rows,
+        prompts=len({transcript(pair.messages) for pair in read.pairs}),
         left_out=read.left_out,
         notes=judged.notes,
         scored_now=judged.scored_now,
@@ -110,6 +113,13 @@ def _recommendation(one: Calibration) -> str:
     if one.min_delta is None:
         return f"none: from no difference on is it right on {100 * one.target:.0f} % and better than a coin"
     return f"{one.min_delta:.2f}: from there on right on {one.above.percent()} of {one.above.n} (curate.min_delta)"
+
+
+def _prompts(prompts: int, pairs: int) -> str:
+    """Below nine in ten, the intervals, which take pairs for independent, are visibly too narrow."""
+    return f"{prompts}" + (
+        "; the intervals take all pairs for independent and are too narrow" if prompts < 0.9 * pairs else ""
+    )
 
 
 def _number(value: float | None) -> str:
