@@ -89,7 +89,12 @@ def _command(function: Callable[..., StageReport | int]) -> None:
             raise typer.Exit(result)
 
     own_parameters = list(inspect.signature(function, eval_str=True).parameters.values())[2:]
-    common_parameters = list(inspect.signature(_common, eval_str=True).parameters.values())
+    names = {parameter.name for parameter in own_parameters}  # an own --limit takes the place of the common one
+    common_parameters = [
+        parameter
+        for parameter in inspect.signature(_common, eval_str=True).parameters.values()
+        if parameter.name not in names
+    ]
     debug_parameter = inspect.Parameter(
         "debug",
         inspect.Parameter.KEYWORD_ONLY,
@@ -170,6 +175,25 @@ def generate(settings: Settings, workspace: Workspace, fresh: Fresh = False) -> 
 
     report = generate_pairs(settings, workspace, fresh)
     workspace.save_settings(settings)
+    return report
+
+
+@_command
+def calibrate(
+    settings: Settings,
+    workspace: Workspace,
+    gold: Annotated[
+        str | None, typer.Option(help="Pairs judged by people: a .jsonl or .jsonl.gz file, or a Hub dataset.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Gold pairs to use at most.")] = None,
+) -> StageReport:
+    """Try the scorer on pairs that people have judged, and say whether to trust it."""
+    from cai_helpers.stages.calibrate import calibrate_scorer
+
+    changes = {name: value for name, value in (("gold", gold), ("limit", limit)) if value is not None}
+    settings = settings.model_copy(update={"calibrate": settings.calibrate.model_copy(update=changes)})
+    report = calibrate_scorer(settings, workspace)
+    workspace.save_settings(settings)  # so that `cai run` keeps to these gold pairs
     return report
 
 

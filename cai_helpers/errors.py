@@ -30,3 +30,7 @@ class NotEnoughPairs(TrainingRefused):
 
 class SettingsChanged(CaiError):
     """A stage was begun with other settings or inputs; going on would mix two runs."""
+
+
+class GoldUnreachable(CaiError):
+    """The gold pairs are on the Hub, which cannot be reached: nothing can be calibrated, everything else can go on."""

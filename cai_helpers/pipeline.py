@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from cai_helpers.errors import TrainingRefused
+from cai_helpers.errors import GoldUnreachable, TrainingRefused
 from cai_helpers.report import write_run_report
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.sft_phase import SftReport
 from cai_helpers.stages.analyze import AnalyzeReport, analyze_pairs
+from cai_helpers.stages.calibrate import CalibrateReport, calibrate_scorer
 from cai_helpers.stages.curate import CurateReport, curate_pairs
 from cai_helpers.stages.download import download_models
 from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models
@@ -23,6 +24,8 @@ class RunReport(StageReport):
 
     workspace: str
     page: str
+    calibrate: CalibrateReport | None = None
+    uncalibrated: str | None = None  # why the scorer was not tried on gold pairs
     generate: GenerateReport
     score: ScoreReport
     curate: CurateReport
@@ -36,8 +39,10 @@ class RunReport(StageReport):
         return "What happened"
 
     def lines(self) -> list[tuple[str, str]]:
-        reports = [self.generate, self.score, self.curate, self.train, self.evaluate]
+        reports = [self.generate, self.calibrate, self.score, self.curate, self.train, self.evaluate]
         rows = [line for report in reports if report is not None for line in report.summary()]
+        if self.uncalibrated:
+            rows.append(("scorer not calibrated", self.uncalibrated))
         if self.stopped:
             rows.append(("stopped before training", self.stopped))
         return rows
@@ -51,7 +56,9 @@ def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
     """
     workspace.save_settings(settings)
     download_models(settings, workspace)
+    calibrated, uncalibrated = _calibrated(settings, workspace)  # first: a mistake in the gold file shows at once
     reports = {
+        "calibrate": calibrated,
         "generate": generate_pairs(settings, workspace),
         "score": score_pairs(settings, workspace),
         "curate": curate_pairs(settings, workspace),
@@ -66,4 +73,18 @@ def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
         workspace.say("train", stopped)
     page = write_run_report(settings, workspace, stopped)
     reports["export"] = export_artifacts(settings, workspace)
-    return RunReport(workspace=str(workspace.root), page=str(page), stopped=stopped, **reports)
+    return RunReport(
+        workspace=str(workspace.root), page=str(page), stopped=stopped, uncalibrated=uncalibrated, **reports
+    )
+
+
+def _calibrated(settings: Settings, workspace: Workspace) -> tuple[CalibrateReport | None, str | None]:
+    """The calibration, or why there is none. It is a check: without the Hub the run goes on, and every page says so."""
+    if settings.calibrate.gold is None:
+        return None, "no gold pairs are named (calibrate.gold)"
+    try:
+        return calibrate_scorer(settings, workspace), None
+    except GoldUnreachable as error:
+        reason = f"{error.what} {error.todo}"
+        workspace.say("calibrate", f"NOT DONE: {reason} The run goes on with a scorer whose reliability is unknown.")
+        return None, reason

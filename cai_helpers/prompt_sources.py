@@ -45,6 +45,12 @@ def read_rows(source: str, settings: Prompts) -> Iterator[Row]:
         raise CaiError(f"There is no file {path}.", "Check the path, or name a Hub dataset such as Anthropic/hh-rlhf.")
 
 
+def is_file(source: str) -> bool:
+    """Whether `source` names something on this machine, and not a dataset of the Hub."""
+    path = Path(locate(source))
+    return path.exists() or source.startswith((EMBEDDED, ".", "/", "~")) or bool(path.suffix)
+
+
 def conversation(row: Row, column: str | None) -> Messages:
     """The conversation of a row, from `column` or the first column with a usual name.
 

@@ -13,9 +13,11 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from cai_helpers.calibration import load_calibration, trust_line
 from cai_helpers.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
 from cai_helpers.diagnosis import Finding
 from cai_helpers.gate import Target
+from cai_helpers.judging import scorer_identity
 from cai_helpers.pair_statistics import Statistics
 from cai_helpers.plots import save_training_plot
 from cai_helpers.settings import Settings
@@ -43,6 +45,7 @@ class Stage(NamedTuple):
 
 class Evaluation(NamedTuple):
     scorer: str
+    trust: str  # what gold pairs say of it
     judgement: Judgement
     groups: list[tuple[str, Comparison]]
 
@@ -77,7 +80,8 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
     """
     stages = [_stage(name, workspace, stopped) for name in _STAGES]
     manifests = {stage.name: stage.manifest for stage in stages if stage.manifest}
-    evaluation = _evaluation(manifests.get("evaluate"))
+    evaluation = _evaluation(manifests.get("evaluate"), workspace)
+    calibration = load_calibration(workspace, scorer_identity(settings))  # of this scorer, not of an earlier one
     analysis = manifests.get("analyze")
     statistics = Statistics.model_validate(analysis.report["statistics"]) if analysis else None
     gate = [Target.model_validate(row) for row in analysis.report["gate"]] if analysis else []
@@ -91,10 +95,12 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
         rule=RULE,
         stages=stages,
         evaluation=evaluation,
+        trust=trust_line(calibration),
+        calibration_plot=plot if calibration and (plot := workspace.reports / "calibration.png").exists() else None,
         statistics=statistics,
         findings=[Finding.model_validate(row) for row in analysis.report["findings"]] if analysis else [],
         gate=gate,
-        gate_lines={f"gate: {target.name}" for target in gate},  # they have a table of their own
+        shown_elsewhere={"gold pairs", *(f"gate: {target.name}" for target in gate)},
         examples=_response_examples(workspace) if evaluation else _pair_examples(statistics),
         plots=_plots(workspace, manifests),
         training=_training(manifests.get("train")),
@@ -143,12 +149,13 @@ def _staleness(manifest: Manifest, workspace: Workspace) -> str:
     return f"Out of date: the {changed[0].removeprefix('input ')} changed since. Run `cai {manifest.stage}` again."
 
 
-def _evaluation(manifest: Manifest | None) -> Evaluation | None:
+def _evaluation(manifest: Manifest | None, workspace: Workspace) -> Evaluation | None:
     if manifest is None:
         return None
     by_category = {name: Comparison.model_validate(one) for name, one in manifest.report["by_category"].items()}
     return Evaluation(
         scorer=manifest.report["scorer"],
+        trust=trust_line(load_calibration(workspace, manifest.report["scorer"])),
         judgement=Judgement.model_validate(manifest.report["judgement"]),
         groups=[
             ("all prompts", Comparison.model_validate(manifest.report["overall"])),

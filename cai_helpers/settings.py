@@ -94,6 +94,14 @@ class Score(_Frozen):
     batch_size: int = Field(16, ge=1)  # halved on out-of-memory
 
 
+class Calibrate(_Frozen):
+    gold: str | None = (
+        "Anthropic/hh-rlhf"  # pairs judged by people: a file or a Hub dataset (its test split); None: never
+    )
+    limit: int | None = Field(500, ge=1)  # pairs, sampled by seed; 500 give an interval of about ±4 points
+    target: float = Field(0.7, gt=0.5, lt=1)  # share of right labels from which on the scorer is believed
+
+
 class Curate(_Frozen):
     min_delta: float = Field(0.0, ge=0)  # |score difference| below which the reward model's label is noise
     revised_wins_only: bool = False  # False: the pair's direction is what the reward model says
@@ -229,6 +237,7 @@ class Settings(_Frozen):
     generate: Generate = Generate()
     endpoint: Endpoint = Endpoint()
     score: Score = Score()
+    calibrate: Calibrate = Calibrate()
     curate: Curate = Curate()
     train: Train = Train()
     alarms: Alarms = Alarms()

@@ -55,6 +55,8 @@ class Workspace:
         self.pairs = self.pairs_dir / "pairs.jsonl"
         self.overrides = self.pairs_dir / "overrides.jsonl"
         self.blind = self.pairs_dir / "blind.jsonl"
+        self.calibration = self.root / "calibration" / "result.json"
+        self.calibration_scores = self.root / "calibration" / "scores.jsonl"
         self.bakeoff = self.root / "bakeoff" / "result.json"
         self.dataset_dir = self.root / "dpo_dataset"
         self.train_rows = self.dataset_dir / "train.jsonl"
@@ -180,6 +182,7 @@ NOTEBOOK_OF_STAGE = {
     "download": "01_download_models",
     "bakeoff": "02_generate_pairs",
     "generate": "02_generate_pairs",
+    "calibrate": "02_generate_pairs",
     "score": "02_generate_pairs",
     "curate": "03_analyze_pairs",
     "analyze": "03_analyze_pairs",

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from cai_helpers.alarms import first_raised, length_learned
-from cai_helpers.held_out import HeldOutPair, divergence, split_by_length
+from cai_helpers.held_out import HeldOutPair, split_by_length
 from cai_helpers.settings import Alarms
 
 BETA = 0.1
@@ -138,10 +138,3 @@ def test_pairs_ranked_by_content_or_too_few_of_them_raise_nothing(pairs):
 
 def test_where_all_pairs_point_one_way_length_and_content_cannot_be_told_apart():
     assert split_by_length([pair(30, 20, 1.0)] * 20) is None
-
-
-def test_the_distance_to_stage_2_is_measured_on_the_drafts_alone():
-    revised = pair(30, 20, 0.4)  # the draft is rejected, with a reward of -0.2: 2 nats lost
-    base = revised.model_copy(update={"chosen_side": "base", "reward_chosen": -0.4})  # the draft is chosen: 4 nats
-    assert divergence([revised, base], BETA).value == pytest.approx(3)
-    assert divergence([revised], BETA) is None

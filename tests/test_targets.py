@@ -1,3 +1,5 @@
+import math
+
 """Targets: ok and falls short are told apart, and the slope's interval holds what it says."""
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ def rows(epochs: float, slope: float, loss: float) -> list[dict]:
 
 
 def test_a_run_that_did_what_it_should_meets_every_target():
-    targets = held_against(rows(3, 0.2, 0.45), eval_accuracy=0.9, eval_pairs=30)
+    targets = held_against(rows(3, 0.2, 0.45), eval_accuracy=0.9, eval_pairs=30, loss_start=math.log(2))
     assert [(target.name, target.met) for target in targets] == [
         ("epochs", True), ("held-out accuracy", True), ("margin trend", True), ("final loss", True),
     ]  # fmt: skip
@@ -29,7 +31,7 @@ def test_a_run_that_did_what_it_should_meets_every_target():
 
 
 def test_each_target_falls_short_for_its_own_reason():
-    targets = held_against(rows(1.5, 0.0, 1.335), eval_accuracy=0.6, eval_pairs=30)
+    targets = held_against(rows(1.5, 0.0, 1.335), eval_accuracy=0.6, eval_pairs=30, loss_start=math.log(2))
     assert [target.verdict() for target in targets] == ["falls short"] * 4
 
 
@@ -62,3 +64,9 @@ def test_a_margin_that_rises_and_flattens_has_a_trend():
 def test_too_few_rows_have_no_slope():
     assert slope_of([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]) is None
     assert slope_of([1] * 10, range(10)) is None
+
+
+def test_a_loss_on_another_scale_is_not_held_against_the_target_of_dpos_own():
+    for start in (None, 25.0):
+        targets = held_against(rows(3, 0.2, 12.0), eval_accuracy=0.9, eval_pairs=30, loss_start=start)
+        assert [target.name for target in targets] == ["epochs", "held-out accuracy", "margin trend"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from cai_helpers.calibration import NOT_CALIBRATED, load_calibration, trust_line
 from cai_helpers.comparison import (
     BENIGN,
     CAUTION,
@@ -58,6 +59,7 @@ class EvaluateReport(StageReport):
     by_category: dict[str, Comparison]
     generated_now: int  # answers; the others were there already
     seconds: float
+    trust: str = NOT_CALIBRATED  # what gold pairs say of the scorer, see calibration.trust_line
 
     def title(self) -> str:
         return "Evaluation against Stage 2"
@@ -67,6 +69,7 @@ class EvaluateReport(StageReport):
             ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
             ("caution", CAUTION),
             ("scored by", self.scorer),
+            ("gold pairs", self.trust),
             *self.notes,
             *_comparison_lines("all prompts", self.overall),
             *(
@@ -81,6 +84,7 @@ class EvaluateReport(StageReport):
         wins = f"{self.overall.win_rate.percent()} of {self.overall.prompts} held-out prompts"
         return [
             ("win rate against Stage 2", wins),
+            ("the scorer, on gold pairs", self.trust),
             *((f"refusals of {_readable(name)}", _change(one.refusals)) for name, one in self.by_category.items()),
             ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
         ]
@@ -99,7 +103,7 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     prompts = _held_out(settings, workspace)
     fingerprint = _fingerprint(settings, workspace)
     if (report := workspace.finished("evaluate", fingerprint, EvaluateReport)) is not None:
-        return report
+        return report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
 
     use_threads(settings.threads)
     started = time.monotonic()
@@ -117,6 +121,7 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     responses, notes = _scored(settings, prompts, answers, JsonlStore(workspace.evaluation_scores))
     write_jsonl(workspace.responses, (response.model_dump() for response in responses))
     report = _report(settings, responses, notes, generated, time.monotonic() - started)
+    report = report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
     picture = save_evaluation_plot(report.overall, report.by_category, workspace.reports)
     workspace.note_metrics("evaluate", report)
     workspace.seal("evaluate", fingerprint, [workspace.responses, picture], report)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 
+from cai_helpers.calibration import NOT_CALIBRATED, load_calibration, trust_line
 from cai_helpers.hardware import use_threads
 from cai_helpers.judging import Judged, PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.schema import ScoredPair, Side, StageReport, Trace
@@ -24,6 +25,7 @@ class ScoreReport(StageReport):
     scored_now: int  # texts, or pairs for AI feedback; the others were scored by an earlier call
     notes: list[tuple[str, str]]  # of this call: precision, truncated inputs, position bias
     seconds: float
+    trust: str = NOT_CALIBRATED  # what gold pairs say of the scorer, see calibration.trust_line
 
     def title(self) -> str:
         return "Reward scores"
@@ -35,6 +37,7 @@ class ScoreReport(StageReport):
             ("pairs with a usable revision", f"{self.with_revision} of {self.pairs}"),
             ("revision scores higher", f"{self.revised_wins} ({self.revised_wins / compared:.0%})"),
             ("draft scores higher", f"{self.draft_wins} ({self.draft_wins / compared:.0%})"),
+            ("gold pairs", self.trust),
             ("ties", str(self.ties)),
             ("mean score difference", "none" if self.mean_delta is None else f"{self.mean_delta:+.2f}"),
             *self.notes,
@@ -61,7 +64,7 @@ def score_pairs(settings: Settings, workspace: Workspace) -> ScoreReport:
         "input prompts": file_hash(workspace.prompts),
     }
     if (report := workspace.finished("score", fingerprint, ScoreReport)) is not None:
-        return report
+        return report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
 
     use_threads(settings.threads)
     started = time.monotonic()
@@ -73,6 +76,7 @@ def score_pairs(settings: Settings, workspace: Workspace) -> ScoreReport:
     pairs = [_pair(trace, scores) for trace, scores in zip(traces, judged.scores, strict=True)]
     write_jsonl(workspace.pairs, (pair.model_dump() for pair in pairs))
     report = _report(scorer_identity(settings), pairs, judged, time.monotonic() - started)
+    report = report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
     workspace.seal("score", fingerprint, [workspace.pairs], report)
     return report
 
