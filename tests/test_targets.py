@@ -1,8 +1,8 @@
-import math
-
 """Targets: ok and falls short are told apart, and the slope's interval holds what it says."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
