@@ -156,8 +156,8 @@ class Train(_Frozen):
     person_weight: float = Field(1.0, ge=0, le=10)  # how many average pairs a pair labelled by a person counts for
     learning_rate: float = Field(5e-6, gt=0)  # of DPO
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
-    batch_size: int = Field(2, ge=1)  # pairs on the device at once
-    accumulation: int = Field(4, ge=1)
+    batch_size: int = Field(4, ge=1)  # pairs on the device at once
+    accumulation: int = Field(2, ge=1)
     max_length: int = Field(1024, ge=32)  # tokens of prompt + answer
     every_steps: int = Field(50, ge=1)  # save and evaluate
     every_minutes: float = Field(10, gt=0)  # save as well when that long has passed since the last save
