@@ -202,8 +202,11 @@ def length_learned(split: LengthSplit, settings: Alarms, step: int) -> Alarm | N
 
 
 def _recent(rows: Sequence[Row], window: int) -> list[Row] | None:
-    """The last `window` training rows; None where there are fewer, or the last row is no training row."""
-    training = [row for row in rows if "loss" in row]
+    """The last `window` training rows; None where there are fewer, or the last row is no training row.
+
+    Rows without rewards, as a method that has no pairs writes them, count as none.
+    """
+    training = [row for row in rows if "loss" in row and row.get("rewards_chosen") is not None]
     if len(training) < window or not rows or "loss" not in rows[-1]:
         return None
     return training[-window:]

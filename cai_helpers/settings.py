@@ -206,7 +206,10 @@ class Train(_Frozen):
 
 
 class Alarms(_Frozen):
-    """When training's alarms are raised. Rewards are β · log-ratio to Stage 2; a window is that many rows of the log."""
+    """When training's alarms are raised. Rewards are β · log-ratio to Stage 2; a window is that many rows of the log.
+
+    A run that is complete keeps the alarms it was trained with.
+    """
 
     window: int = Field(4, ge=1)  # logging rows whose mean counts, so that one batch raises nothing
     displacement: float = Field(0.25, gt=0)  # share of its log-probability that the chosen side may lose

@@ -6,6 +6,7 @@ The Hub's side is the real code against a stand-in for the network: a folder beh
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -19,6 +20,7 @@ from cai_helpers import checkpoints, copies
 from cai_helpers.store import write_json, write_jsonl
 from cai_helpers.workspace import Workspace
 
+TRUE_API, TRUE_DOWNLOAD = huggingface_hub.HfApi, huggingface_hub.snapshot_download
 FINGERPRINT = {"train.beta": 0.1, "input train rows": "abc"}
 
 
@@ -163,6 +165,17 @@ def test_bytes_that_the_hub_did_not_keep_are_noticed(tmp_path, hub, monkeypatch)
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", torn)
     open_copies("hub:me/runs", said).put(workspace, checkpoint(workspace, 5))
     assert "trainer_state.json on the Hub is not what was sent" in said[0]
+
+
+def test_the_stand_in_is_called_as_the_installed_huggingface_hub_can_be(hub):
+    def names(function) -> list[str]:
+        return list(inspect.signature(function).parameters)
+
+    for name in ("create_repo", "create_commit", "get_paths_info", "list_repo_tree", "delete_folder"):
+        assert set(names(getattr(huggingface_hub.HfApi, name))) <= set(names(getattr(TRUE_API, name)))
+    assert set(names(huggingface_hub.snapshot_download)) <= set(names(TRUE_DOWNLOAD))
+    assert names(TRUE_API.delete_folder)[1:3] == ["path_in_repo", "repo_id"]  # given by position
+    assert names(TRUE_API.list_repo_tree)[1:3] == ["repo_id", "path_in_repo"]
 
 
 def test_without_the_setting_nothing_is_copied():

@@ -97,6 +97,7 @@ def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
         "input train rows": file_hash(workspace.require(workspace.train_rows, made_by="curate")),
         "input eval rows": file_hash(workspace.require(workspace.eval_rows, made_by="curate")),
         **section("train", settings.train, exclude=_WITHOUT_EFFECT),
+        **(section("alarms", settings.alarms) if settings.train.stop_early else {}),  # then they decide how long it is
     }
 
 
