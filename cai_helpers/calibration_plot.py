@@ -24,7 +24,12 @@ def calibration_figure(calibration: Calibration) -> Figure:
     names = ["all pairs", *calibration.categories] if len(calibration.categories) > 1 else ["all pairs"]
     figure, (left, right) = canvas.canvas(columns=2, width_ratios=(2.6, 1), height=4.4)
     _by_difference(left, calibration)
-    canvas.finish(left, f"Is the scorer right? {calibration.pairs:,} gold pairs", "|score difference|", "right (%)")
+    canvas.finish(
+        left,
+        f"Is the scorer right? {calibration.pairs:,} gold pairs",
+        "|score difference| (numbers in the picture: pairs)",
+        "right (%)",
+    )
     shares = [calibration.accuracy, *calibration.categories.values()][: len(names)]
     canvas.whiskers(right, range(len(names)), shares, BLUE)
     for place, share in enumerate(shares):
@@ -39,7 +44,7 @@ def calibration_figure(calibration: Calibration) -> Figure:
 
 def _by_difference(axes: Axes, one: Calibration) -> None:
     believed = [one.min_delta is not None and found.low >= one.min_delta for found in one.bins]
-    for colour, wanted, label in ((BLUE, True, "believed (number: pairs)"), (ORANGE, False, "not believed")):
+    for colour, wanted, label in ((BLUE, True, "believed"), (ORANGE, False, "not believed")):
         places = [place for place, good in enumerate(believed) if good is wanted]
         _points(axes, places, [one.bins[place].accuracy for place in places], colour, label)
     axes.set_xticks(range(len(one.bins)), [f"{found.low:.2f}–\n{found.high:.2f}" for found in one.bins])

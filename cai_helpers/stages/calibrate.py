@@ -111,7 +111,7 @@ def _judged(gold: Gold, scores: list[PairScores]) -> list[JudgedGold]:
 
 def _recommendation(one: Calibration) -> str:
     if one.min_delta is None:
-        return f"none: from no difference on is it right on {100 * one.target:.0f} % and better than a coin"
+        return f"none: at no difference is it right on {100 * one.target:.0f} % and better than a coin"
     return f"{one.min_delta:.2f}: from there on right on {one.above.percent()} of {one.above.n} (curate.min_delta)"
 
 
