@@ -9,12 +9,11 @@ import pytest
 import test_train
 import torch
 from peft import PeftModel
-from test_train import make_settings, make_trainer, make_workspace, sequence_log_probability
+from test_train import check, make_settings, make_trainer, make_workspace, sequence_log_probability
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_helpers import dpo
 from cai_helpers.errors import CaiError
-from cai_helpers.flight import check_flight
 from cai_helpers.losses import readable, start_value
 from cai_helpers.preference import encode, read_rows
 from cai_helpers.settings import Loss, load_settings
@@ -46,12 +45,12 @@ def test_start_values_by_hand():
 
 def test_a_wrong_reference_is_caught_under_another_loss_too(tiny, tmp_path):
     settings = make_settings(tiny, loss_type="ipo")
-    found = dict(check_flight(make_trainer(settings, make_workspace(tmp_path / "right")), settings.models))
+    found = check(make_trainer(settings, make_workspace(tmp_path / "right")), settings)
     assert found["start"] == "loss 25.0000 (its start value is 25.0000), margin +0.0000, largest reward +0.0000"
     workspace = make_workspace(tmp_path / "wrong")
     make_trainer(make_settings(tiny, adapter=False), workspace)  # stores the base's, under the key of the next trainer
     with pytest.raises(CaiError, match="Before the first update the loss ipo is .*its start value is 25.0000"):
-        check_flight(make_trainer(settings, workspace), settings.models)
+        check(make_trainer(settings, workspace), settings)
 
 
 def test_another_ld_alpha_does_not_get_the_reference_that_trl_remembers(tiny, tmp_path):
@@ -60,7 +59,7 @@ def test_another_ld_alpha_does_not_get_the_reference_that_trl_remembers(tiny, tm
         trainer = make_trainer(settings, make_workspace(tmp_path / str(place)))
         [measured] = trainer.measure(2)
         assert measured.reference_error < 1e-5
-        assert "largest reward +0.0000" in dict(check_flight(trainer, settings.models))["start"]
+        assert "largest reward +0.0000" in check(trainer, settings)["start"]
         assert (measured.start is None) == (alpha is not None)
 
 

@@ -265,7 +265,7 @@ def test_answers_that_never_end_and_padding_that_counts_are_caught(tiny, tmp_pat
 
 def test_reporting_passes_through_and_a_missing_package_is_named(tiny, tmp_path, monkeypatch):  # noqa: F811
     def arguments(report_to: str):
-        return training_arguments(make_settings(tiny, report_to=report_to), tmp_path, "fp32", this_machine())
+        return training_arguments(make_settings(tiny, report_to=report_to), tmp_path, "fp32", this_machine(), True)
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(CaiError, match="package trackio is not installed(?s:.*)pip install trackio"):
