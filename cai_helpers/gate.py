@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cai_helpers.pair_statistics import Statistics
-from cai_helpers.schema import Record
+from cai_helpers.schema import Target
 from cai_helpers.settings import Curate
 
 # The method's targets. A first attempt missed all of them (38 % identical, 28 % wins) and made the model worse.
@@ -21,22 +21,6 @@ _TRY = {
     "unparsed": "generate.protocol=two_step/short, which has nothing to parse",
     "refused_to_critique": "another protocol, or a stronger critic (generate.critic=api)",
 }
-
-
-class Target(Record):
-    """One line of the gate."""
-
-    name: str
-    aim: str
-    found: str
-    ok: bool
-    cause: str = ""  # both empty when it is met
-    remedy: str = ""
-
-    def line(self) -> str:
-        if self.ok:
-            return f"ok: {self.found} (aim {self.aim})"
-        return f"FALLS SHORT: {self.found} (aim {self.aim}). {self.cause} {self.remedy}"
 
 
 def check_targets(statistics: Statistics, usable: int, refusal_share: float | None, settings: Curate) -> list[Target]:

@@ -16,10 +16,10 @@ from markupsafe import Markup
 from cai_helpers.calibration import load_calibration, trust_line
 from cai_helpers.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
 from cai_helpers.diagnosis import Finding
-from cai_helpers.gate import Target
 from cai_helpers.judging import scorer_identity
 from cai_helpers.pair_statistics import Statistics
 from cai_helpers.plots import save_training_plot
+from cai_helpers.schema import Target
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl, write_atomically
 from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Manifest, Workspace, file_hash

@@ -66,6 +66,22 @@ class StageReport(Record):
         return self.lines()
 
 
+class Target(Record):
+    """One thing to be reached: what was aimed at and what was found."""
+
+    name: str
+    aim: str
+    found: str
+    ok: bool
+    cause: str = ""  # why it falls short, where that is known
+    remedy: str = ""
+
+    def line(self) -> str:
+        if self.ok:
+            return f"ok: {self.found} (aim {self.aim})"
+        return f"FALLS SHORT: {self.found} (aim {self.aim}). {self.cause} {self.remedy}".rstrip(" ")
+
+
 class Prompt(Record):
     """One conversation that ends on a user turn, with all its earlier turns."""
 

@@ -10,23 +10,10 @@ import numpy as np
 from scipy import stats
 
 from cai_helpers.intervals import CONFIDENCE, Interval, proportion
-from cai_helpers.schema import Record
+from cai_helpers.schema import Target
 
 EPOCHS, ACCURACY, LOSS = 3, 0.65, 0.8  # the published Constitutional AI recipe with DPO reaches an accuracy of 0.67
 _LAST_ROWS = 4  # whose mean is the final loss: one batch says little
-
-
-class Target(Record):
-    name: str
-    wanted: str
-    found: str
-    met: bool
-
-    def verdict(self) -> str:
-        return "ok" if self.met else "falls short"
-
-    def line(self) -> tuple[str, str]:
-        return f"target: {self.name}", f"{self.verdict()}: {self.found} (wanted: {self.wanted})"
 
 
 def held_against(
@@ -41,18 +28,18 @@ def held_against(
     epochs = max(row["epoch"] for row in rows)
     slope = slope_of([row["epoch"] for row in training], [row["margin"] for row in training])
     return [
-        Target(name="epochs", wanted=f"{EPOCHS} done", found=f"{epochs:g}", met=epochs >= EPOCHS - 1e-3),
+        Target(name="epochs", aim=f"{EPOCHS} done", found=f"{epochs:g}", ok=epochs >= EPOCHS - 1e-3),
         Target(
             name="held-out accuracy",
-            wanted=f"at least {ACCURACY:.0%}; a coin has 50 %",
+            aim=f"at least {ACCURACY:.0%}; a coin has 50 %",
             found=f"{proportion(eval_accuracy * eval_pairs, eval_pairs).percent()} of {eval_pairs} pairs",
-            met=eval_accuracy >= ACCURACY,
+            ok=eval_accuracy >= ACCURACY,
         ),
         Target(
             name="margin trend",
-            wanted="rising: the interval of the slope is above 0",
+            aim="rising: the interval of the slope is above 0",
             found="too few rows" if slope is None else f"{slope.number()} an epoch",
-            met=slope is not None and slope.low > 0,
+            ok=slope is not None and slope.low > 0,
         ),
         *([_final_loss(training)] if loss_start is not None and math.isclose(loss_start, math.log(2)) else []),
     ]
@@ -62,9 +49,9 @@ def _final_loss(training: Sequence[dict[str, Any]]) -> Target:
     loss = float(np.mean([row["loss"] for row in training[-_LAST_ROWS:]]))
     return Target(
         name="final loss",
-        wanted=f"below {LOSS}; ln 2 = {math.log(2):.3f} is where it starts",
+        aim=f"below {LOSS}; ln 2 = {math.log(2):.3f} is where it starts",
         found=f"{loss:.4f}, mean of the last {min(_LAST_ROWS, len(training))} rows",
-        met=loss < LOSS,
+        ok=loss < LOSS,
     )
 
 

@@ -9,10 +9,10 @@ from cai_helpers.alarms import Alarm, length_learned
 from cai_helpers.held_out import HeldOutPair, LengthSplit, split_by_length
 from cai_helpers.losses import readable, start_value
 from cai_helpers.preference import Preferences
-from cai_helpers.schema import StageReport
+from cai_helpers.schema import StageReport, Target
 from cai_helpers.settings import Settings
 from cai_helpers.sft_phase import SftReport
-from cai_helpers.targets import Target, held_against
+from cai_helpers.targets import held_against
 
 if TYPE_CHECKING:
     from cai_helpers.history import TrainingHistory
@@ -83,7 +83,7 @@ class TrainReport(StageReport):
             ("KL(policy ‖ reference)", f"{self.kl:.3f} nats a token, on the held-out answers"),
             *([("updates skipped", str(self.skipped_updates))] if self.skipped_updates else []),
             *self._measured_lines(),
-            *(target.line() for target in self.targets),
+            *((f"target: {target.name}", target.line()) for target in self.targets),
             *(
                 (f"ALARM {alarm.name}", f"{alarm.evidence}, from step {alarm.step}. {alarm.advice}")
                 for alarm in self.alarms
@@ -107,7 +107,7 @@ class TrainReport(StageReport):
         return first + [
             (f"DPO {name}", figure)
             for name, figure in self.lines()
-            if name in shown or name.startswith(("ALARM", "alarms")) or figure.startswith("falls short")
+            if name in shown or name.startswith(("ALARM", "alarms")) or figure.startswith("FALLS SHORT")
         ]
 
 

@@ -4,9 +4,9 @@ from typer.testing import CliRunner
 from cai_helpers.cli import app
 from cai_helpers.errors import TrainingRefused
 from cai_helpers.frame import pair_frame
-from cai_helpers.gate import Target, check_targets
+from cai_helpers.gate import check_targets
 from cai_helpers.pair_statistics import analyze_frame
-from cai_helpers.schema import ScoredPair
+from cai_helpers.schema import ScoredPair, Target
 from cai_helpers.settings import Curate, load_settings
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.store import write_json, write_jsonl

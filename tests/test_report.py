@@ -10,12 +10,11 @@ from cai_helpers.alarms import Alarm
 from cai_helpers.comparison import Judgement, Response, compare, compare_by_category
 from cai_helpers.plots import save_evaluation_plot, save_training_plot, training
 from cai_helpers.report import write_run_report
-from cai_helpers.schema import StageReport
+from cai_helpers.schema import StageReport, Target
 from cai_helpers.stages.analyze import analyze_pairs
 from cai_helpers.stages.curate import CurateReport
 from cai_helpers.stages.evaluate import EvaluateReport
 from cai_helpers.store import write_jsonl
-from cai_helpers.targets import Target
 from cai_helpers.workspace import Workspace
 
 ATTACK = "<img src=x onerror=alert(1)><script>alert(2)</script>\"' & {{ 7 * 7 }} </td></table>"
@@ -223,13 +222,13 @@ def test_alarms_and_targets_of_the_training_stand_on_the_page(smoke, complete):
     alarm = Alarm(
         name="stuck at chance", step=50, threshold="60%", evidence=f"accuracy 51% {ATTACK}", advice="Read pairs"
     )
-    met = Target(name="epochs", wanted="3 done", found="3", met=True)
-    missed = Target(name="final loss", wanted="below 0.8", found="1.3350", met=False)
+    met = Target(name="epochs", aim="3 done", found="3", ok=True)
+    missed = Target(name="final loss", aim="below 0.8", found="1.3350", ok=False)
     seal(complete, "train", TrainNote(name="train", alarms=[alarm], targets=[met, missed]))
     text = write_run_report(smoke, complete).read_text(encoding="utf-8")
     assert_inert_and_self_contained(text)
     assert "Alarm: stuck at chance, from step 50" in text
-    assert "<td>final loss</td><td>below 0.8</td><td>1.3350</td><td>falls short</td>" in text
+    assert "<td>final loss</td><td>below 0.8</td><td>1.3350</td><td><b>falls short</b>" in text
     assert "<td>3</td><td>ok</td>" in text
     assert "No alarm was raised." not in text
 

@@ -176,7 +176,7 @@ def test_a_run_that_overfits_stops_early_when_asked_to_and_keeps_the_best(tiny, 
     said = capsys.readouterr().out
     assert said.count("ALARM overfitting at step 8") == 1
     assert "stopping early" in said
-    assert ("target: epochs", "falls short: 1.3333 (wanted: 3 done)") in report.lines()
+    assert ("target: epochs", "FALLS SHORT: 1.3333 (aim 3 done).") in report.lines()
 
     shutil.rmtree(workspace.adapter)  # as if the process had died before the end: no step more is made
     assert train_dpo(settings, workspace).steps == 8

@@ -11,10 +11,9 @@ from IPython.display import HTML, Image, display
 
 from cai_helpers.constitution import load_constitution
 from cai_helpers.doctor import Check
-from cai_helpers.gate import Target
 from cai_helpers.notebook.inspector import inspect
 from cai_helpers.pair_statistics import Example
-from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport
+from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport, Target
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
 from cai_helpers.workspace import Workspace

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from cai_helpers.diagnosis import Finding, diagnose
 from cai_helpers.frame import read_frame
-from cai_helpers.gate import Target, check_targets
+from cai_helpers.gate import check_targets
 from cai_helpers.intervals import Interval
 from cai_helpers.pair_statistics import TIE, Example, Group, LengthBias, Statistics, analyze_frame
 from cai_helpers.plots import save_pair_plots
 from cai_helpers.report import write_pairs_page
-from cai_helpers.schema import StageReport
+from cai_helpers.schema import StageReport, Target
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace, file_hash
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cai_helpers.curation import DROP_MEANING, Curation, Overruled, curate, refuses_over_answer
 from cai_helpers.frame import pair_frame, read_pairs
-from cai_helpers.gate import Target, check_targets
+from cai_helpers.gate import check_targets
 from cai_helpers.overrides import read_overrides
 from cai_helpers.pair_statistics import TIE, Statistics, analyze_frame
 from cai_helpers.refusals import is_refusal
-from cai_helpers.schema import PreferenceRow, StageReport
+from cai_helpers.schema import PreferenceRow, StageReport, Target
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
 from cai_helpers.workspace import Workspace, file_hash, section

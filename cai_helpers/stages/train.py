@@ -9,7 +9,6 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cai_helpers import gate
 from cai_helpers.copies import Copies, open_copies
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.hardware import Dtype, choose_dtype, this_machine, use_threads
@@ -18,6 +17,7 @@ from cai_helpers.memory_plan import plan_memory, require_memory
 from cai_helpers.models import identity, load_tokenizer, release_memory
 from cai_helpers.phase import run_phase
 from cai_helpers.preference import Preferences, keep_fitting, read_rows
+from cai_helpers.schema import Target
 from cai_helpers.settings import Settings
 from cai_helpers.sft_phase import SftReport, run_sft, sft_folder, sft_history
 from cai_helpers.store import write_jsonl
@@ -118,7 +118,7 @@ def _heed_gate(settings: Settings, workspace: Workspace) -> None:
     if not workspace.curation_stats.exists():
         return
     stats = json.loads(workspace.curation_stats.read_text(encoding="utf-8"))
-    missed = [target for target in map(gate.Target.model_validate, stats["gate"]) if not target.ok]
+    missed = [target for target in map(Target.model_validate, stats["gate"]) if not target.ok]
     for target in missed:
         workspace.say("train", f"WARNING: gate: {target.name}: {target.line()}")
     if missed and settings.curate.strict:
