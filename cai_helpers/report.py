@@ -84,6 +84,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
     calibration = load_calibration(workspace, scorer_identity(settings))  # of this scorer, not of an earlier one
     analysis = manifests.get("analyze")
     statistics = Statistics.model_validate(analysis.report["statistics"]) if analysis else None
+    training = _training(manifests.get("train"))
     gate = [Target.model_validate(row) for row in analysis.report["gate"]] if analysis else []
     return _write(
         workspace.reports / "report.html",
@@ -100,10 +101,10 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
         statistics=statistics,
         findings=[Finding.model_validate(row) for row in analysis.report["findings"]] if analysis else [],
         gate=gate,
-        shown_elsewhere={"gold pairs", *(f"gate: {target.name}" for target in gate)},
+        shown_elsewhere=_shown_elsewhere(gate, training),
         examples=_response_examples(workspace) if evaluation else _pair_examples(statistics),
         plots=_plots(workspace, manifests),
-        training=_training(manifests.get("train")),
+        training=training,
         settings_yaml=yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         versions=_versions(manifests),
     )
@@ -226,6 +227,15 @@ def _training(manifest: Manifest | None) -> dict[str, list[dict[str, Any]]]:
     """Alarms and targets of the training, as they stand in its manifest."""
     report = manifest.report if manifest else {}
     return {name: report.get(name, []) for name in ("alarms", "targets")}
+
+
+def _shown_elsewhere(gate: list[Target], training: dict[str, list[dict[str, Any]]]) -> set[str]:
+    """Lines of the stages that have a table of their own on the page."""
+    return {
+        "gold pairs",
+        *(f"gate: {target.name}" for target in gate),
+        *(f"target: {target['name']}" for target in training["targets"]),
+    }
 
 
 def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Path]:
