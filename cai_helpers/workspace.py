@@ -154,6 +154,11 @@ class Workspace:
                 "over, or give another --workspace.",
             )
 
+    def begun(self, stage: str) -> Fingerprint | None:
+        """What `begin` noted, or None: the stage was not begun."""
+        path = self._manifests / f"{stage}.begun.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
     def archive(self, stage: str, paths: list[Path]) -> None:
         """Move what a stage made to archive/, so that it can start over. Nothing is deleted."""
         marks = [self._manifests / f"{stage}.json", self._manifests / f"{stage}.begun.json"]

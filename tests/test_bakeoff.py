@@ -69,6 +69,8 @@ def test_of_two_planted_protocols_the_better_one_is_recommended_and_used(workspa
     assert bad.share("revised") == 0
     assert chosen_protocol(settings, workspace) == "single/good"
     assert compare_protocols(settings, workspace, 16) == report  # the stored one: even its seconds are the same
+    workspace.begin("generate", {"generate.protocol": "single/short"})
+    assert chosen_protocol(settings, workspace) == "single/short"  # a run that was begun is not torn in two
     explicit = load_settings("smoke", ["generate.protocol=two_step/full"])
     assert chosen_protocol(explicit, workspace) == "two_step/full"
     assert json.loads(workspace.bakeoff.read_text())["entries"][0]["prompts"] == 16

@@ -83,7 +83,7 @@ def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False
     processes = this_process()
     use_threads(settings.threads)
     if fresh and processes.is_main:
-        workspace.archive("generate", [workspace.pairs_dir])
+        workspace.archive("generate", _made_by_generating(workspace))
     processes.wait()
     protocol = chosen_protocol(settings, workspace)
     basis = _fingerprint(settings, protocol)
@@ -109,12 +109,29 @@ def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False
 
 
 def chosen_protocol(settings: Settings, workspace: Workspace) -> str:
-    """The protocol of the settings; for "auto" the one that a bake-off in this workspace recommends, else single/short."""
+    """The protocol of the settings; for "auto" the one that a bake-off in this workspace recommends, else single/short.
+
+    A run that was begun with one goes on with it: a bake-off made afterwards must not refuse its rows.
+    """
     if settings.generate.protocol != "auto":
         return settings.generate.protocol
+    recommended = "single/short"
     if workspace.bakeoff.exists():
-        return json.loads(workspace.bakeoff.read_text(encoding="utf-8"))["recommended"]
-    return "single/short"
+        recommended = json.loads(workspace.bakeoff.read_text(encoding="utf-8"))["recommended"]
+    begun = workspace.begun("generate")
+    if begun is None or begun["generate.protocol"] == recommended:
+        return recommended
+    used = begun["generate.protocol"]
+    workspace.say(
+        "generate", f"goes on with {used}, as begun; --fresh starts over with {recommended}, the recommended one"
+    )
+    return used
+
+
+def _made_by_generating(workspace: Workspace) -> list[Path]:
+    """All of pairs/ but what stays valid for texts that come again: a person's decisions, and scores."""
+    kept = {workspace.overrides, workspace.blind, workspace.scores}
+    return [path for path in workspace.pairs_dir.glob("*") if path not in kept]
 
 
 class _Made(NamedTuple):
