@@ -162,7 +162,7 @@ class TrainingHistory(TrainerCallback):
 
     def _raise_alarms(self, rows: list[dict[str, Any]], control: Any, state: Any) -> None:
         known = {alarm.name for alarm in self._alarms}
-        for alarm in raised_at_end(rows, self._settings.alarms, self._settings.train.beta):
+        for alarm in self._raised(rows):
             if alarm.name not in known:
                 self._alarms.append(alarm)
                 self._say(alarm.line())
@@ -170,6 +170,10 @@ class TrainingHistory(TrainerCallback):
             if stop and state.global_step < state.max_steps:
                 control.should_training_stop = True
                 self._say("stopping early, as train.stop_early says; the best checkpoint is kept")
+
+    def _raised(self, rows: list[dict[str, Any]]) -> list[Alarm]:
+        """Those that hold at the last row."""
+        return raised_at_end(rows, self._settings.alarms, self._settings.train.beta)
 
     def _row(self, logs: dict[str, Any], prefix: str, state: Any) -> dict[str, Any]:
         seconds = self._earlier + time.monotonic() - self._started

@@ -1,4 +1,4 @@
-"""What training by DPO and by supervised fine-tuning have in common: it resumes what it saved and stops at NaN."""
+"""What training by DPO, KTO and supervised fine-tuning has in common: it resumes what it saved and stops at NaN."""
 
 from __future__ import annotations
 
