@@ -12,7 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from trl import KTOConfig, KTOTrainer
 
-from cai_helpers.alarms import Alarm
+from cai_helpers.alarms import OF_ANSWERS
 from cai_helpers.errors import CaiError
 from cai_helpers.flight import Check, check_reference, check_start, check_stored_reference, check_trained_parameters
 from cai_helpers.hardware import Dtype, Machine
@@ -35,8 +35,6 @@ _MEASURES = {
     "logps/rejected": "logps_rejected",
     "kl": "kl",
 }
-# Those that read rewards of both sides over a window suppose pairs; a batch here may hold one side alone.
-_MEANINGFUL = {"overfitting", "gradient spike"}
 
 
 class UnpairedTrainer(PolicyTraining, StoredReference, KTOTrainer):
@@ -98,17 +96,17 @@ def check_kto(trainer: UnpairedTrainer, models: Models, data: Unpaired) -> list[
         check_trained_parameters(trainer.model),
         check_reference(trainer.model, trainer.start, models),
         check_stored_reference(trainer),
-        _check_answers(trainer, data),
+        _check_labels(trainer, data),
         check_start(trainer.measure(_ROWS), "kto"),
     ]
 
 
-def _check_answers(trainer: UnpairedTrainer, data: Unpaired) -> Check:
+def _check_labels(trainer: UnpairedTrainer, data: Unpaired) -> Check:
     """In the batches as the model will get them: whole rows in their order, answer tokens counted, the right label."""
     counted = masked = 0
     for rows, dataset in ((data.train, trainer.train_dataset), (data.held_out, trainer.eval_dataset)):
         if len(dataset) != len(rows):
-            raise _wrong_answers(f"{len(rows)} rows became {len(dataset)}")
+            raise _wrong_labels(f"{len(rows)} rows became {len(dataset)}")
         size = trainer.args.per_device_train_batch_size
         for first in range(0, len(rows), size):
             part = rows[first : first + size]
@@ -118,15 +116,15 @@ def _check_answers(trainer: UnpairedTrainer, data: Unpaired) -> Check:
                 prompt, answer = encode_answer(row, trainer.processing_class)
                 length = len(prompt) + len(answer)
                 if tokens[place][:length] != prompt + answer or batch["attention_mask"][place].sum() != length:
-                    raise _wrong_answers(f"row {row.id} is cut or has other tokens")
+                    raise _wrong_labels(f"row {row.id} is cut or has other tokens")
                 padding = [0] * (len(tokens[place]) - length)
                 if mask[place] != [0] * len(prompt) + [1] * len(answer) + padding or labels[place] != row.label:
-                    raise _wrong_answers(f"the answer or the label of row {row.id} is another")
+                    raise _wrong_labels(f"the answer or the label of row {row.id} is another")
                 counted, masked = counted + len(answer), masked + len(prompt)
-    return Check("answers", f"{counted:,} answer tokens count, {masked:,} prompt tokens are masked; no row is cut")
+    return Check("labels", f"{counted:,} answer tokens count, {masked:,} prompt tokens are masked; no row is cut")
 
 
-def _wrong_answers(what: str) -> CaiError:
+def _wrong_labels(what: str) -> CaiError:
     return CaiError(
         f"The batches for KTO are not the rows: {what}.",
         "The chat template may not suit it, or the installed trl is not 1.16: `cai doctor` shows the versions.",
@@ -141,12 +139,7 @@ class UnpairedHistory(TrainingHistory):
     """
 
     measures: ClassVar = _MEASURES
-
-    def alarms(self, until: int | None = None) -> list[Alarm]:
-        return [alarm for alarm in super().alarms(until) if alarm.name in _MEANINGFUL]
-
-    def _raised(self, rows: list[dict[str, Any]]) -> list[Alarm]:
-        return [alarm for alarm in super()._raised(rows) if alarm.name in _MEANINGFUL]
+    detectors: ClassVar = OF_ANSWERS
 
     def _with_ties(self, row: dict[str, Any], prefix: str) -> dict[str, Any]:
         return row

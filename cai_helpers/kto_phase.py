@@ -58,7 +58,7 @@ class KtoReport(StageReport):
                 f"+ {self.eval_rows} held out{left_out}",
             ),
             ("weights", f"desirable {self.weights.desirable:.3g}, undesirable {self.weights.undesirable:.3g}"),
-            *((name, found[name]) for name in ("reference", "trained", "start", "answers")),
+            *((name, found[name]) for name in ("reference", "trained", "start", "labels")),
             ("steps", f"{self.steps} ({self.epochs:g} epochs, {self.precision}) in {self.seconds:.0f} s{resumed}"),
             ("loss first → last", f"{self.loss_first:.4f} → {self.loss_last:.4f}"),
             ("held-out loss", f"{self.eval_loss:.4f} at step {self.best_step} (kept); last {self.eval_loss_last:.4f}"),
