@@ -154,7 +154,7 @@ class Train(_Frozen):
     sft_learning_rate: float = Field(2e-5, gt=0)
     weight_by_delta: bool = False  # True: a pair counts by its score difference, from 1/4 of the median to twice that
     person_weight: float = Field(1.0, ge=0, le=10)  # how many average pairs a pair labelled by a person counts for
-    learning_rate: float = Field(5e-6, gt=0)  # of DPO and KTO
+    learning_rate: float = Field(5e-6, gt=0)  # of DPO and KTO; KTO takes more steps: begin with a third
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
     batch_size: int = Field(4, ge=1)  # pairs on the device at once
     accumulation: int = Field(2, ge=1)
