@@ -16,6 +16,7 @@ from cai_helpers.schema import Record
 from cai_helpers.settings import Alarms
 
 Row = dict[str, Any]
+Detector = Callable[[Sequence[Row], Alarms, float], "Alarm | None"]
 OVERFITTING = "overfitting"
 _LEAST_ROWS = 5  # gradient norms before one of them can be called a spike
 _LEAST_PAIRS = 5  # held-out pairs of either kind before length is judged
@@ -32,21 +33,26 @@ class Alarm(Record):
         return f"ALARM {self.name} at step {self.step}: {self.evidence} (threshold: {self.threshold}). {self.advice}"
 
 
-def first_raised(rows: Sequence[Row], settings: Alarms, beta: float) -> list[Alarm]:
+def first_raised(
+    rows: Sequence[Row], settings: Alarms, beta: float, detectors: list[Detector] | None = None
+) -> list[Alarm]:
     """Each alarm that the rows raise, as it stood at the row that raised it first; in that order.
 
     It depends on the rows alone, so a resumed run and a report name the same alarms as the log.
+    detectors: None: OF_PAIRS.
     """
     raised: dict[str, Alarm] = {}
     for end in range(1, len(rows) + 1):
-        for alarm in raised_at_end(rows[:end], settings, beta):
+        for alarm in raised_at_end(rows[:end], settings, beta, detectors):
             raised.setdefault(alarm.name, alarm)
     return list(raised.values())
 
 
-def raised_at_end(rows: Sequence[Row], settings: Alarms, beta: float) -> list[Alarm]:
+def raised_at_end(
+    rows: Sequence[Row], settings: Alarms, beta: float, detectors: list[Detector] | None = None
+) -> list[Alarm]:
     """The alarms that hold at the last of the rows."""
-    return [alarm for detect in _DETECTORS if (alarm := detect(rows, settings, beta)) is not None]
+    return [alarm for detect in detectors or OF_PAIRS if (alarm := detect(rows, settings, beta)) is not None]
 
 
 def displacement(rows: Sequence[Row], settings: Alarms, beta: float) -> Alarm | None:
@@ -170,7 +176,7 @@ def gradient_spike(rows: Sequence[Row], settings: Alarms, beta: float) -> Alarm 
     )
 
 
-_DETECTORS: list[Callable[[Sequence[Row], Alarms, float], Alarm | None]] = [
+OF_PAIRS: list[Detector] = [
     displacement,
     stuck_at_chance,
     rejected_only,
@@ -178,6 +184,8 @@ _DETECTORS: list[Callable[[Sequence[Row], Alarms, float], Alarm | None]] = [
     kl_too_large,
     gradient_spike,
 ]
+# The others compare the two sides of a pair, which KTO does not have.
+OF_ANSWERS: list[Detector] = [displacement, overfitting, gradient_spike]
 
 
 def length_learned(split: LengthSplit, settings: Alarms, step: int) -> Alarm | None:

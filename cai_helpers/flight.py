@@ -11,11 +11,12 @@ import torch
 from peft import get_peft_model_state_dict
 
 from cai_helpers.adapters import POLICY, REFERENCE, require_equal
-from cai_helpers.dpo import Measured, PolicyTrainer
+from cai_helpers.dpo import PolicyTrainer
 from cai_helpers.errors import CaiError
 from cai_helpers.losses import readable
 from cai_helpers.policy_trainer import Start
 from cai_helpers.preference import Preferences, encode
+from cai_helpers.reference import Measured, StoredReference
 from cai_helpers.settings import Models
 
 TOLERANCE = 0.02
@@ -35,13 +36,13 @@ def check_flight(trainer: PolicyTrainer, models: Models, data: Preferences) -> l
     """
     return [
         check_trained_parameters(trainer.model),
-        _check_reference(trainer.model, trainer.start, models),
-        _check_stored_reference(trainer),
+        check_reference(trainer.model, trainer.start, models),
+        check_stored_reference(trainer),
         *_check_rows(trainer, data),
         _check_padding(trainer),
         _check_ends(trainer),
         # after the rows: what is wrong with them would show here in other words
-        _check_start(trainer.measure(_PAIRS), readable(trainer.loss_types, trainer.loss_weights)),
+        check_start(trainer.measure(_PAIRS), readable(trainer.loss_types, trainer.loss_weights)),
     ]
 
 
@@ -60,7 +61,7 @@ def check_trained_parameters(model: torch.nn.Module) -> Check:
     return Check("trained", f"{count:,} parameters in {len(trained)} LoRA matrices, fp32; nothing else")
 
 
-def _check_reference(model: torch.nn.Module, start: Start, models: Models) -> Check:
+def check_reference(model: torch.nn.Module, start: Start, models: Models) -> Check:
     if start.adapter is None:
         return Check("reference", f"the base model {models.base}{merged_in(start)}, with the new LoRA switched off")
     equal = require_equal(model, REFERENCE, start.adapter)
@@ -73,12 +74,12 @@ def _check_reference(model: torch.nn.Module, start: Start, models: Models) -> Ch
     return Check("reference", f"a frozen copy of {name}: {found}")
 
 
-def _check_stored_reference(trainer: PolicyTrainer) -> Check:
-    """One log-probability for each side of each row; their hash says whether two runs had the same reference."""
+def check_stored_reference(trainer: StoredReference) -> Check:
+    """Two log-probabilities for each row; their hash says whether two runs had the same reference."""
     values = [
         list(dataset[side])
         for dataset in (trainer.train_dataset, trainer.eval_dataset)
-        for side in ("ref_chosen_logps", "ref_rejected_logps")
+        for side in trainer.reference_columns
     ]
     digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
     return Check("reference log-probabilities", f"{sum(map(len, values))}, computed once, sha256 {digest}")
@@ -90,7 +91,7 @@ def merged_in(start: Start) -> str:
     return f" with Stage 2 merged in (rounding moved logits by up to {start.merged.moved:.1g})"
 
 
-def _check_start(batches: list[Measured], losses: str) -> Check:
+def check_start(batches: list[Measured], losses: str) -> Check:
     """Policy and reference are the same before the first update: every log-ratio is 0, and the loss its value there."""
     loss = sum(batch.loss for batch in batches) / len(batches)
     known = [batch.start for batch in batches if batch.start is not None]

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from cai_helpers import checkpoints
-from cai_helpers.alarms import OVERFITTING, Alarm, first_raised, raised_at_end
+from cai_helpers.alarms import OF_PAIRS, OVERFITTING, Alarm, first_raised, raised_at_end
 from cai_helpers.hardware import GIB
 from cai_helpers.policy_trainer import not_finite
 from cai_helpers.settings import Settings
@@ -66,6 +66,7 @@ class TrainingHistory(TrainerCallback):
     """
 
     measures: ClassVar = _MEASURES
+    detectors: ClassVar = OF_PAIRS
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class TrainingHistory(TrainerCallback):
     def alarms(self, until: int | None = None) -> list[Alarm]:
         """Those of the rows, each as it was first raised; of the rows up to step `until`."""
         rows = [row for row in self.rows() if until is None or row["step"] <= until]
-        return first_raised(rows, self._settings.alarms, self._settings.train.beta)
+        return first_raised(rows, self._settings.alarms, self._settings.train.beta, self.detectors)
 
     def stopped_early(self, step: int) -> bool:
         """Whether a run that has come to `step` was to stop there."""
@@ -162,7 +163,7 @@ class TrainingHistory(TrainerCallback):
 
     def _raise_alarms(self, rows: list[dict[str, Any]], control: Any, state: Any) -> None:
         known = {alarm.name for alarm in self._alarms}
-        for alarm in raised_at_end(rows, self._settings.alarms, self._settings.train.beta):
+        for alarm in raised_at_end(rows, self._settings.alarms, self._settings.train.beta, self.detectors):
             if alarm.name not in known:
                 self._alarms.append(alarm)
                 self._say(alarm.line())

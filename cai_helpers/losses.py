@@ -51,6 +51,15 @@ def start_value(
     return total
 
 
+def kto_start_value(desirable: Sequence[bool], desirable_weight: float, undesirable_weight: float) -> float:
+    """KTO's loss of one batch before the first update: 1 - sigmoid(0) = 1/2 an answer, times its weight.
+
+    Log-ratios and KL are 0 there: Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7, without its constant.
+    desirable: of each answer, whether it is.
+    """
+    return 0.5 * sum(desirable_weight if one else undesirable_weight for one in desirable) / len(desirable)
+
+
 def readable(losses: Sequence[str], weights: Sequence[float] | None) -> str:
     """ "sigmoid", or "sigmoid + 0.5·sft"."""
     return " + ".join(

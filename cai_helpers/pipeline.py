@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cai_helpers.errors import GoldUnreachable, TrainingRefused
+from cai_helpers.kto_phase import KtoReport
 from cai_helpers.report import write_run_report
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
@@ -30,7 +31,7 @@ class RunReport(StageReport):
     score: ScoreReport
     curate: CurateReport
     analyze: AnalyzeReport
-    train: TrainReport | SftReport | None = None
+    train: TrainReport | SftReport | KtoReport | None = None
     evaluate: EvaluateReport | None = None
     export: ExportReport | None = None
     stopped: str | None = None  # why training refused

@@ -182,13 +182,17 @@ _SUPERVISED = [
     ),
     Panel("Gradient norm", "before clipping", {"grad_norm": "training"}),
 ]
+_UNPAIRED = [Panel("Loss", "KTO loss", {"loss": "training", "eval_loss": "held out"}), *_TRAINING[3:5]]
 _LINE_COLOUR = {"training": BLUE, "held out": ORANGE, "chosen": BLUE, "rejected": RED}
 
 
 def training(rows: Sequence[dict]) -> Figure:
     """Curves of logs/history.jsonl. Watch the log-probabilities: chosen answers that fall far are being forgotten."""
-    supervised = any("token_accuracy" in row for row in rows)
-    wanted = _SUPERVISED if supervised else _TRAINING
+    wanted = _TRAINING
+    if any("token_accuracy" in row for row in rows):
+        wanted = _SUPERVISED
+    elif any("kl" in row for row in rows):
+        wanted = _UNPAIRED
     figure, panels = canvas.canvas(columns=3, rows=len(wanted) // 3, width=11, height=3.1 * (len(wanted) // 3))
     begins_at_ln2 = any(abs(row.get("loss", 0) - math.log(2)) < 0.02 for row in rows[:1])  # other losses do not
     for axes, panel in zip(panels, wanted, strict=True):
@@ -200,7 +204,7 @@ def training(rows: Sequence[dict]) -> Figure:
             axes.legend(frameon=False)
         canvas.finish(axes, panel.title, "step", panel.unit)
     place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
-    if begins_at_ln2 and not supervised:
+    if begins_at_ln2 and wanted is _TRAINING:
         canvas.note(panels[0], "ln 2: no preference", (1, math.log(2)), (-4, 4), **place)
     return figure
 

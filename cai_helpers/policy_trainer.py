@@ -1,4 +1,4 @@
-"""What training by DPO and by supervised fine-tuning have in common: it resumes what it saved and stops at NaN."""
+"""What training by DPO, KTO and supervised fine-tuning has in common: it resumes what it saved and stops at NaN."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def explained_memory(train: Train) -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         smaller = "a smaller train.max_length"
-        if train.batch_size > 1:
+        if train.batch_size // 2 >= (2 if train.method == "kto" else 1):
             smaller = f"train.batch_size={train.batch_size // 2} and train.accumulation={train.accumulation * 2}"
         raise CaiError(
             "Training does not fit into the accelerator's memory.",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.models import accepts_system, fold_system
-from cai_helpers.schema import PreferenceRow
+from cai_helpers.schema import Messages, PreferenceRow, UnpairedRow
 from cai_helpers.store import read_jsonl
 
 if TYPE_CHECKING:
@@ -63,23 +63,38 @@ def encode(row: PreferenceRow, tokenizer: PreTrainedTokenizerBase) -> EncodedPai
             border, renders the prompt differently once an answer follows: training would see another prompt).
     """
 
-    def ids(messages: list, **options) -> list[int]:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
-        return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written <bos>
-
-    prompt = ids(row.prompt, add_generation_prompt=True)
-    chosen, rejected = ids([*row.prompt, *row.chosen]), ids([*row.prompt, *row.rejected])
+    prompt, chosen = _encoded(row.id, row.prompt, row.chosen, tokenizer)
+    _, rejected = _encoded(row.id, row.prompt, row.rejected, tokenizer)
     if chosen == rejected:
         raise CaiError(
             f"Row {row.id}: chosen and rejected are the same, so there is nothing to prefer.",
             "Run `cai curate` again, or take the row out of dpo_dataset/.",
         )
-    if chosen[: len(prompt)] != prompt or rejected[: len(prompt)] != prompt:
+    return EncodedPair(prompt, chosen, rejected)
+
+
+class EncodedAnswer(NamedTuple):
+    prompt: list[int]
+    answer: list[int]
+
+
+def encode_answer(row: UnpairedRow, tokenizer: PreTrainedTokenizerBase) -> EncodedAnswer:
+    """As `encode`, of a row that has one side."""
+    return _encoded(row.id, row.prompt, row.completion, tokenizer)
+
+
+def _encoded(name: str, prompt: Messages, answer: Messages, tokenizer: PreTrainedTokenizerBase) -> EncodedAnswer:
+    def ids(messages: Messages, **options) -> list[int]:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written <bos>
+
+    before, whole = ids(prompt, add_generation_prompt=True), ids([*prompt, *answer])
+    if whole[: len(before)] != before:
         raise CaiError(
-            f"Row {row.id}: under the chat template the prompt is not the beginning of prompt and answer.",
+            f"Row {name}: under the chat template the prompt is not the beginning of prompt and answer.",
             "Strip white space at the answer's start; if every row has this, the chat template does not suit DPO.",
         )
-    return EncodedPair(prompt, chosen[len(prompt) :], rejected[len(prompt) :])
+    return EncodedAnswer(before, whole[len(before) :])
 
 
 def keep_fitting(rows: list[PreferenceRow], tokenizer: PreTrainedTokenizerBase, max_length: int) -> Fitting:

@@ -187,6 +187,19 @@ class PreferenceRow(Record):
     labelled_by: Literal["reward model", "person"] = "reward model"
 
 
+class UnpairedRow(Record):
+    """One answer that is good or bad by itself: TRL's conversational unpaired format, and where it comes from."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool  # True: desirable
+    id: str  # the prompt's
+    category: str
+    # a side of a pair, or what is left of a dropped one: a draft the critic kept, a side that goes round in circles
+    reason: Literal["chosen", "rejected", "kept", "degenerate"]
+    held_out: bool
+
+
 def transcript(messages: Messages) -> str:
     """Readable text of a conversation: a single user turn as it is, more turns as "User: … / Assistant: …"."""
     if len(messages) == 1:

@@ -138,12 +138,12 @@ _SMOOTHED = {"robust", "exo_pair", "aot", "aot_unpaired"}  # the losses that rea
 
 
 class Train(_Frozen):
-    method: Literal["dpo", "sft", "sft+dpo"] = (
-        "dpo"  # sft: supervised, on the winning revisions; sft+dpo: that first, and it is DPO's start and reference
-    )
+    # sft: supervised, on the winning revisions; sft+dpo: that first, and it is DPO's start and reference; kto: each side
+    # of a pair by itself, good or bad, and answers of dropped pairs that can be trusted alone (batch_size: answers)
+    method: Literal["dpo", "sft", "sft+dpo", "kto"] = "dpo"
     fresh_adapter: bool = False  # True: a new LoRA (lora_r) on the merged Stage 2; begin with a third of learning_rate
     epochs: float = Field(3, gt=0)
-    beta: float = Field(0.1, gt=0)  # DPO temperature; higher stays nearer the reference
+    beta: float = Field(0.1, gt=0)  # DPO's (and KTO's) temperature; higher stays nearer the reference
     loss_type: list[Loss] = Field(["sigmoid"], min_length=1)  # one or a list, see above
     loss_weights: list[float] | None = None  # one for each loss; None: 1 each
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)  # share of labels taken to be wrong; robust, exo_pair, aot
@@ -154,7 +154,7 @@ class Train(_Frozen):
     sft_learning_rate: float = Field(2e-5, gt=0)
     weight_by_delta: bool = False  # True: a pair counts by its score difference, from 1/4 of the median to twice that
     person_weight: float = Field(1.0, ge=0, le=10)  # how many average pairs a pair labelled by a person counts for
-    learning_rate: float = Field(5e-6, gt=0)  # of DPO
+    learning_rate: float = Field(5e-6, gt=0)  # of DPO and KTO; KTO takes more steps: begin with a third
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
     batch_size: int = Field(4, ge=1)  # pairs on the device at once
     accumulation: int = Field(2, ge=1)
@@ -201,6 +201,22 @@ class Train(_Frozen):
             raise CaiError(
                 f"train.label_smoothing={self.label_smoothing:g} has no effect on {', '.join(losses)}.",
                 "Set train.loss_type=robust, or train.label_smoothing=0.",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kto_can_be_done(self) -> Train:
+        if self.method != "kto":
+            return self
+        if self.batch_size < 2:
+            raise CaiError(
+                "train.method=kto with train.batch_size=1: KTO compares an answer with the others of its batch.",
+                f"Set train.batch_size=2 or more, and train.accumulation={max(1, self.accumulation // 2)}.",
+            )
+        if self.loss_type != ["sigmoid"] or self.ld_alpha is not None:
+            raise CaiError(
+                "train.loss_type and train.ld_alpha are of DPO: they have no effect on train.method=kto.",
+                "Leave them at sigmoid and null, or set train.method=dpo.",
             )
         return self
 

@@ -73,6 +73,11 @@ def sweep(settings: Settings, workspace: Workspace, request: str, fresh: bool = 
             "A sweep compares how pairs are ranked, and train.method=sft learns from the better side alone.",
             "Set train.method=dpo or sft+dpo, or change train.sft_learning_rate by hand.",
         )
+    if settings.train.method == "kto":
+        raise CaiError(
+            "A sweep compares how pairs are ranked, and train.method=kto learns each answer by itself.",
+            "Set train.method=dpo or sft+dpo, or change train.beta and train.learning_rate by hand.",
+        )
     field, values = parse_sweep(request)
     own = [_settings_of_run(settings, field, value) for value in values]  # a value out of range is refused here
     workspace.require(workspace.train_rows, made_by="curate")

@@ -62,6 +62,7 @@ class Workspace:
         self.train_rows = self.dataset_dir / "train.jsonl"
         self.eval_rows = self.dataset_dir / "eval.jsonl"
         self.dropped_rows = self.dataset_dir / "dropped.jsonl"
+        self.one_sided_rows = self.dataset_dir / "one_sided.jsonl"
         self.curation_stats = self.dataset_dir / "stats.json"
         self.checkpoints = self.root / "checkpoints"
         self.adapter = self.root / "models" / "lora_adapters"

@@ -92,6 +92,7 @@ def seal_curation(workspace, kept, min_pairs=60):
         "refusals_chosen": 0,
         "refusals_rejected": 0,
         "overruled": (0, 0, 0, 0),
+        "one_sided": {},
         "gate": [],
     }
     seal(workspace, "curate", CurateReport(generated=40, kept=kept, min_pairs=min_pairs, **counts))

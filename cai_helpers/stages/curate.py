@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from cai_helpers.gate import check_targets
 from cai_helpers.overrides import read_overrides
 from cai_helpers.pair_statistics import TIE, Statistics, analyze_frame
 from cai_helpers.refusals import is_refusal
-from cai_helpers.schema import PreferenceRow, StageReport, Target
+from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
+from cai_helpers.unpaired import held_out_rule, one_sided, split_hash
 from cai_helpers.workspace import Workspace, file_hash, section
 
 
@@ -30,6 +30,7 @@ class CurateReport(StageReport):
     refusals_rejected: int  # the other way round
     min_pairs: int
     overruled: Overruled
+    one_sided: dict[str, int]  # reason → answers of dropped pairs that are good or bad by themselves, for KTO
     gate: list[Target]
 
     def title(self) -> str:
@@ -47,6 +48,7 @@ class CurateReport(StageReport):
             ("prefers a refusal over an answer", str(self.refusals_chosen)),
             ("prefers an answer over a refusal", str(self.refusals_rejected)),
             *_overruled_lines(self.overruled),
+            ("one side trustworthy (for KTO)", ", ".join(f"{n} {why}" for why, n in self.one_sided.items()) or "none"),
             *((f"gate: {target.name}", target.line()) for target in self.gate),
         ]
 
@@ -57,7 +59,7 @@ class CurateReport(StageReport):
 
 
 def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | None = None) -> CurateReport:
-    """Filter the scored pairs and write dpo_dataset/{train,eval,dropped}.jsonl and stats.json.
+    """Filter the scored pairs and write dpo_dataset/{train,eval,dropped,one_sided}.jsonl and stats.json.
 
     What a person decided in the inspector (pairs/overrides.jsonl) goes before every rule.
     pairs_file: a file from elsewhere; the eight columns suffice.
@@ -66,8 +68,11 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
         CaiError: there are no scored pairs, or a row is malformed.
     """
     source = pairs_file or workspace.require(workspace.pairs, made_by="score")
+    outputs = [workspace.train_rows, workspace.eval_rows, workspace.dropped_rows, workspace.one_sided_rows]
+    outputs.append(workspace.curation_stats)
     fingerprint = {
         "seed": settings.seed,
+        "outputs": [path.name for path in outputs],  # a dataset from before one of them was written is made again
         "input pairs": file_hash(source),
         "input overrides": file_hash(workspace.overrides),
         **section("curate", settings.curate, exclude={"strict"}),  # what training makes of the gate
@@ -78,29 +83,38 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     pairs = list(read_pairs(source))
     curation = curate(pairs, read_overrides(workspace.overrides), settings.curate, settings.seed)
     statistics = analyze_frame(pair_frame(pairs), max(TIE, settings.curate.min_delta))
-    eval_ids = _held_out({row.id for row in curation.rows}, settings)
+    ids = {row.id for row in curation.rows}
+    eval_ids = _held_out(ids, settings)
     train = [row for row in curation.rows if row.id not in eval_ids]
     held_out = [row for row in curation.rows if row.id in eval_ids]
+    extra = one_sided(curation.dropped, held_out_rule(ids, eval_ids, settings.seed))
 
-    report = _report(curation, statistics, len(train), len(held_out), settings)
+    report = _report(curation, statistics, len(train), len(held_out), extra, settings)
     write_jsonl(workspace.train_rows, (row.model_dump() for row in train))
     write_jsonl(workspace.eval_rows, (row.model_dump() for row in held_out))
     write_jsonl(
         workspace.dropped_rows, ({**one.pair.model_dump(), "drop_reason": one.reason} for one in curation.dropped)
     )
+    write_jsonl(workspace.one_sided_rows, (row.model_dump() for row in extra))
     write_json(workspace.curation_stats, report.model_dump())
-    outputs = [workspace.train_rows, workspace.eval_rows, workspace.dropped_rows, workspace.curation_stats]
     workspace.seal("curate", fingerprint, outputs, report)
     return report
 
 
 def _held_out(ids: set[str], settings: Settings) -> set[str]:
     """A fixed share of the prompts, chosen by hash: the same whatever the order of the file."""
-    order = sorted(ids, key=lambda name: hashlib.sha256(f"{settings.seed}:dpo eval:{name}".encode()).digest())
+    order = sorted(ids, key=lambda name: split_hash(name, settings.seed))
     return set(order[: round(len(order) * settings.curate.eval_fraction)])
 
 
-def _report(curation: Curation, statistics: Statistics, train: int, held_out: int, settings: Settings) -> CurateReport:
+def _report(
+    curation: Curation,
+    statistics: Statistics,
+    train: int,
+    held_out: int,
+    extra: list[UnpairedRow],
+    settings: Settings,
+) -> CurateReport:
     rows = curation.rows
     counted = Counter(one.reason for one in curation.dropped)
     refusing = sum(map(refuses_over_answer, rows))
@@ -116,6 +130,7 @@ def _report(curation: Curation, statistics: Statistics, train: int, held_out: in
         refusals_rejected=sum(map(_answers_over_refusal, rows)),
         min_pairs=settings.curate.min_pairs,
         overruled=curation.overruled,
+        one_sided=dict(Counter(row.reason for row in extra).most_common()),
         gate=check_targets(statistics, len(rows), refusing / len(rows) if rows else None, settings.curate),
     )
 

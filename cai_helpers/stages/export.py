@@ -152,6 +152,11 @@ def _method(settings: Settings) -> str:
             f"DPO (Rafailov et al. 2023; loss {readable(train.loss_type, train.loss_weights)}) with beta "
             f"{train.beta:g}, learning rate {train.learning_rate:g}"
         )
+    if train.method == "kto":
+        phases.append(
+            f"KTO (Ethayarajh et al. 2024) on both sides of the pairs and on one-sided answers, with beta {train.beta:g}, "
+            f"learning rate {train.learning_rate:g}"
+        )
     text = f"{', then '.join(phases)}, {train.warmup:.0%} warm-up, effective batch {train.effective_batch}; the checkpoint "
     text += "with the lowest held-out loss was kept."
     if train.fresh_adapter and settings.models.adapter:

@@ -1,5 +1,5 @@
-"""DPO, supervised fine-tuning or both on the preference dataset. The reference is checked before the first update; a
-killed run resumes."""
+"""DPO, KTO, supervised fine-tuning or that and DPO on the preference dataset. The reference is checked before the first
+update; a killed run resumes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from cai_helpers.copies import Copies, open_copies
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.hardware import Dtype, choose_dtype, this_machine, use_threads
 from cai_helpers.held_out import as_measured
+from cai_helpers.kto_phase import KtoReport, run_kto
 from cai_helpers.memory_plan import plan_memory, require_memory
 from cai_helpers.models import identity, load_tokenizer, release_memory
 from cai_helpers.phase import run_phase
@@ -37,10 +38,10 @@ _OF_THE_REFERENCE = ("max_length", "batch_size", "ld_alpha", "fresh_adapter", "w
 
 def train_dpo(
     settings: Settings, workspace: Workspace, fresh: bool = False, watch: Watcher | None = None
-) -> TrainReport | SftReport:
+) -> TrainReport | SftReport | KtoReport:
     """Train a LoRA on dpo_dataset/ and write it to models/lora_adapters/, usable by itself on the original base.
 
-    By DPO, by supervised fine-tuning, or by both: train.method.
+    By DPO, by KTO, by supervised fine-tuning, or by that and DPO: train.method.
 
     A second call with the same data and settings goes on from the newest good checkpoint, or finds nothing to do.
     fresh: move what earlier calls made to archive/ and start over.
@@ -59,8 +60,10 @@ def train_dpo(
     _require_enough(pairs, settings, workspace)
     _heed_gate(settings, workspace)
     workspace.begin("train", fingerprint)
-    expected = SftReport if settings.train.method == "sft" else TrainReport
-    if (report := workspace.finished("train", fingerprint, expected)) is not None:
+    expected = {"sft": SftReport, "kto": KtoReport}
+    if (
+        report := workspace.finished("train", fingerprint, expected.get(settings.train.method, TrainReport))
+    ) is not None:
         return report
 
     copies = open_copies(settings.train.copy_to, fingerprint, lambda message: workspace.say("train", message))
@@ -96,9 +99,16 @@ def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
         "models.dtype": settings.models.dtype,
         "input train rows": file_hash(workspace.require(workspace.train_rows, made_by="curate")),
         "input eval rows": file_hash(workspace.require(workspace.eval_rows, made_by="curate")),
+        **_one_sided(settings, workspace),
         **section("train", settings.train, exclude=_WITHOUT_EFFECT),
         **(section("alarms", settings.alarms) if settings.train.stop_early else {}),  # then they decide how long it is
     }
+
+
+def _one_sided(settings: Settings, workspace: Workspace) -> Fingerprint:
+    if settings.train.method != "kto":
+        return {}
+    return {"input one-sided rows": file_hash(workspace.require(workspace.one_sided_rows, made_by="curate"))}
 
 
 def _require_enough(pairs: int, settings: Settings, workspace: Workspace, reasons: str = "") -> None:
@@ -158,9 +168,12 @@ def _train(
     fingerprint: Fingerprint,
     copies: Copies | None,
     watch: Watcher | None,
-) -> TrainReport | SftReport:
+) -> TrainReport | SftReport | KtoReport:
     """Both phases, or the one that train.method names."""
     dtype = choose_dtype(settings.models.dtype, this_machine())
+    if settings.train.method == "kto":
+        key = _reference_key(settings, fingerprint, dtype=dtype, method="kto")
+        return run_kto(settings, workspace, data, dtype, key, copies)
     if settings.train.method == "dpo":
         return _train_by_dpo(settings, workspace, data, fingerprint, dtype, None, copies, watch)
     sft = run_sft(settings, workspace, data, fingerprint, dtype)
@@ -220,9 +233,6 @@ def _trainer(
     from cai_helpers.dpo import build_trainer
 
     start = sft_folder(workspace) / "adapter" if tuned else None
-    others = {f"train.{name}" for name in type(settings.train).model_fields if name not in _OF_THE_REFERENCE}
-    basis = {name: value for name, value in fingerprint.items() if name not in others}
-    basis |= {"dtype": dtype, "supervised": start and file_hash(start)}
     return build_trainer(
         settings,
         workspace.checkpoints,
@@ -231,6 +241,13 @@ def _trainer(
         load_tokenizer(settings.models.base),
         dtype,
         this_machine(),
-        hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest(),
+        _reference_key(settings, fingerprint, dtype=dtype, supervised=start and file_hash(start)),
         start,
     )
+
+
+def _reference_key(settings: Settings, fingerprint: Fingerprint, **more: str | None) -> str:
+    """A hash of what the reference's log-probabilities depend on."""
+    others = {f"train.{name}" for name in type(settings.train).model_fields if name not in _OF_THE_REFERENCE}
+    basis = {name: value for name, value in fingerprint.items() if name not in others} | more
+    return hashlib.sha256(json.dumps(basis, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,95 @@
+"""The reference's log-probabilities, computed once and kept beside the checkpoints; and what holds before the first update.
+
+Importing this imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+
+from cai_helpers.errors import CaiError
+from cai_helpers.store import write_json
+
+
+class ReferenceStore(NamedTuple):
+    """Where the reference's log-probabilities are kept, so that they are computed once."""
+
+    folder: Path
+    key: str  # what they depend on; under another key they are computed again
+
+
+class Measured(NamedTuple):
+    """Means over one batch, in evaluation mode; rewards are beta · (policy − reference log-probability)."""
+
+    loss: float
+    reward_chosen: float
+    reward_rejected: float
+    reference_error: float  # largest |stored − live| log-probability of the reference
+    start: float | None  # what the loss is where policy and reference are the same; None: not known
+
+    @property
+    def margin(self) -> float:
+        return self.reward_chosen - self.reward_rejected
+
+
+class StoredReference:
+    """Mixed into a trainer of TRL that precomputes its reference, in front of it."""
+
+    reference_columns: ClassVar[tuple[str, str]]  # as TRL names them, in the order of its compute_ref_log_probs
+
+    def __init__(self, reference: ReferenceStore, **options: Any) -> None:
+        self._reference = reference  # before super().__init__, which computes the log-probabilities
+        super().__init__(**options)
+
+    def measure(self, rows: int) -> list[Measured]:
+        """The first `rows` training rows, in the batches in which the reference saw them."""
+        self.model.eval()
+        size = self.args.per_device_train_batch_size
+        first = list(self.train_dataset.select(range(min(rows, len(self.train_dataset)))))
+        return [self._measure(first[start : start + size]) for start in range(0, len(first), size)]
+
+    def _measure(self, rows: list[dict]) -> Measured:
+        batch = self._prepare_inputs(self.data_collator(rows))
+        with torch.no_grad(), self.accelerator.autocast():
+            loss = self.compute_loss(self.model, batch)
+        live = self.compute_ref_log_probs(self.model, batch)
+        stored = [batch[column] for column in self.reference_columns]
+        metrics = {name: values[-1] for name, values in self._metrics["eval"].items()}
+        self._metrics["eval"].clear()
+        return Measured(
+            loss=loss.item(),
+            reward_chosen=metrics.get("rewards/chosen", 0.0),  # a batch of unpaired rows may hold one side alone
+            reward_rejected=metrics.get("rewards/rejected", 0.0),
+            reference_error=max((one - two).abs().max().item() for one, two in zip(live, stored, strict=True)),
+            start=self._start_value(batch),
+        )
+
+    def _start_value(self, batch: dict[str, torch.Tensor]) -> float | None:
+        """The loss of this batch where policy and reference are the same."""
+        raise NotImplementedError
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        path = self._reference.folder / f"{name}.json"
+        if path.exists():
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == self._reference.key:
+                for column in self.reference_columns:
+                    dataset = dataset.add_column(column, stored[column])
+                return dataset
+        # TRL caches by data and weights alone; another ld_alpha in the same process would get the wrong numbers
+        ld_alpha = getattr(self, "ld_alpha", None)
+        self._precompute_model_hash = f"{self._precompute_model_hash} {self._reference.key} {ld_alpha}"
+        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
+        columns = {column: list(dataset[column]) for column in self.reference_columns}
+        if not all(math.isfinite(value) for values in columns.values() for value in values):
+            raise CaiError(
+                "The starting policy gives log-probabilities that are not finite: weights or precision are broken.",
+                "Set models.dtype=fp32, or bf16 on a card with compute capability 8.0 or higher.",
+            )
+        write_json(path, {"key": self._reference.key, **columns})
+        return dataset
