@@ -105,6 +105,12 @@ def load_calibration(workspace: Workspace, identity: str) -> Calibration | None:
     return Calibration.model_validate(stored["calibration"]) if stored["scorer"] == identity else None
 
 
+def trust_of_pairs(workspace: Workspace) -> str:
+    """The sentence for the scorer that labelled the workspace's pairs, as the score stage noted it."""
+    scored = workspace.manifest("score")
+    return NOT_CALIBRATED if scored is None else trust_line(load_calibration(workspace, scored.report["scorer"]))
+
+
 def _bins(size: np.ndarray, right: np.ndarray) -> list[Bin]:
     """Quantile bins of |delta|, about equally full; fewer where many differences are equal."""
     count = max(1, min(_MOST_BINS, len(size) // _PAIRS_A_BIN))

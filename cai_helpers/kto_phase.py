@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cai_helpers.alarms import Alarm
 from cai_helpers.copies import Copies
@@ -15,6 +16,9 @@ from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.unpaired import Unpaired, Weights, balance, read_one_sided, unpair
 from cai_helpers.workspace import Workspace
+
+if TYPE_CHECKING:
+    from cai_helpers.kto import UnpairedHistory
 
 
 class KtoReport(StageReport):
@@ -111,6 +115,22 @@ def run_kto(
     save_policy(trainer.model, workspace.adapter, settings.models.base, merged and merged.factors)
     say(f"the policy of step {best_step} is in {workspace.adapter}; read back, it equals what was trained")
 
+    said = copies and copies.line()
+    too_long = data.too_long + rows.too_long
+    return _report(history, rows, weights, checks, too_long, dtype, best_step, resumed_from, said)
+
+
+def _report(
+    history: UnpairedHistory,
+    rows: Unpaired,
+    weights: Weights,
+    checks: list[tuple[str, str]],
+    too_long: int,
+    dtype: Dtype,
+    best_step: int,
+    resumed_from: int | None,
+    copies: str | None,
+) -> KtoReport:
     training = [row for row in history.rows() if "loss" in row]
     evaluations = [row for row in history.rows() if "eval_loss" in row]
     kept = next(row for row in evaluations if row["step"] == best_step)
@@ -121,7 +141,7 @@ def run_kto(
         one_sided=sum(row.reason in ("kept", "degenerate") for row in rows.train),
         eval_rows=len(rows.held_out),
         weights=weights,
-        too_long=data.too_long + rows.too_long,
+        too_long=too_long,
         steps=training[-1]["step"],
         epochs=training[-1]["epoch"],
         precision=dtype,
@@ -138,7 +158,7 @@ def run_kto(
         resumed_from=resumed_from,
         seconds=history.rows()[-1]["seconds"],
         alarms=history.alarms(),
-        copies=copies and copies.line(),
+        copies=copies,
     )
 
 

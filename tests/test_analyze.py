@@ -280,12 +280,14 @@ def test_the_stage_writes_a_page_and_pictures_and_is_then_complete(smoke, worksp
     assert analyze_pairs(smoke, workspace) == report
     assert AnalyzeReport.model_validate(workspace.manifest("analyze").report) == report
     assert dict(report.lines())["pairs"] == "60, of which 60 have two texts with two scores"
+    assert dict(report.lines())["scorer, on gold pairs"] == "not calibrated: run `cai calibrate`"
 
 
 def test_a_file_from_elsewhere_is_analysed_beside_the_run_and_leaves_it_alone(smoke, workspace, tmp_path):
     write_jsonl(tmp_path / "old.jsonl", many_rows(40))
     report = analyze_pairs(smoke, workspace, tmp_path / "old.jsonl")
     assert report.page == "reports/old/pairs.html"
+    assert "scorer, on gold pairs" not in dict(report.lines())  # nobody knows who scored it
     assert workspace.manifest("analyze") is None
     assert (workspace.reports / "old" / "funnel.png").exists()
 

@@ -52,6 +52,7 @@ class Note(StageReport):
     """Stands for the report of a stage that is not looked into."""
 
     name: str
+    scorer: str = "a scorer"  # which the score stage notes
 
     def title(self) -> str:
         return f"Title of {self.name}"
@@ -94,6 +95,7 @@ def seal_curation(workspace, kept, min_pairs=60):
         "overruled": (0, 0, 0, 0),
         "one_sided": {},
         "gate": [],
+        "trust": None,
     }
     seal(workspace, "curate", CurateReport(generated=40, kept=kept, min_pairs=min_pairs, **counts))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from cai_helpers.calibration import trust_of_pairs
 from cai_helpers.diagnosis import Finding, diagnose
 from cai_helpers.frame import read_frame
 from cai_helpers.gate import check_targets
@@ -27,6 +28,7 @@ class AnalyzeReport(StageReport):
     statistics: Statistics
     findings: list[Finding]
     gate: list[Target]
+    trust: str | None  # what gold pairs say of the scorer; None: a file from elsewhere, whose scorer nobody knows
 
     def title(self) -> str:
         return "Is this data good?"
@@ -35,6 +37,7 @@ class AnalyzeReport(StageReport):
         found = [(f"finding ({one.severity})", f"{one.name}: {one.evidence} {one.remedy}") for one in self.findings]
         return [
             *((f"target: {target.name}", target.line()) for target in self.gate),
+            *_trust_lines(self.trust),
             *(found or [("findings", "none")]),
             *statistics_lines(self.statistics),
             *_example_lines("worst revision", self.statistics.worst),
@@ -56,16 +59,17 @@ def analyze_pairs(settings: Settings, workspace: Workspace, file: Path | None = 
     """
     if file is not None:
         folder = workspace.reports / file.name.split(".")[0]
-        return _analyze(settings, workspace, file, folder, None)
+        return _analyze(settings, workspace, file, folder, None, None)
     source = workspace.require(workspace.pairs, made_by="score")
     fingerprint = {
         "input pairs": file_hash(source),
         "input curation": file_hash(workspace.curation_stats),
+        "scorer, on gold pairs": trust_of_pairs(workspace),
         "curate.min_delta": settings.curate.min_delta,
     }
     if (report := workspace.finished("analyze", fingerprint, AnalyzeReport)) is not None:
         return report
-    report = _analyze(settings, workspace, source, workspace.reports, _curation(workspace))
+    report = _analyze(settings, workspace, source, workspace.reports, _curation(workspace), trust_of_pairs(workspace))
     outputs = [workspace.root / report.page, *(workspace.root / picture for picture in report.pictures)]
     workspace.seal("analyze", fingerprint, outputs, report)
     return report
@@ -108,7 +112,7 @@ def statistics_lines(statistics: Statistics) -> list[tuple[str, str]]:
 
 
 def _analyze(
-    settings: Settings, workspace: Workspace, source: Path, folder: Path, curation: dict | None
+    settings: Settings, workspace: Workspace, source: Path, folder: Path, curation: dict | None, trust: str | None
 ) -> AnalyzeReport:
     frame = read_frame(source)
     statistics = analyze_frame(frame, max(TIE, settings.curate.min_delta))
@@ -118,7 +122,13 @@ def _analyze(
     gate = _gate(statistics, curation, settings)
     plots = save_pair_plots(frame, statistics, curation, folder)
     page = write_pairs_page(
-        folder / "pairs.html", source.name, statistics_lines(statistics), statistics, findings, gate, plots
+        folder / "pairs.html",
+        source.name,
+        [*_trust_lines(trust), *statistics_lines(statistics)],
+        statistics,
+        findings,
+        gate,
+        plots,
     )
     return AnalyzeReport(
         file=source.name,
@@ -127,6 +137,7 @@ def _analyze(
         statistics=statistics,
         findings=findings,
         gate=gate,
+        trust=trust,
     )
 
 
@@ -143,6 +154,10 @@ def _curation(workspace: Workspace) -> dict | None:
     if not workspace.curation_stats.exists():
         return None
     return json.loads(workspace.curation_stats.read_text(encoding="utf-8"))
+
+
+def _trust_lines(trust: str | None) -> list[tuple[str, str]]:
+    return [] if trust is None else [("scorer, on gold pairs", trust)]
 
 
 def _example_lines(name: str, examples: list[Example]) -> list[tuple[str, str]]:

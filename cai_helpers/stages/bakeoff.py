@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
+from cai_helpers.calibration import load_calibration, trust_line
 from cai_helpers.critic import Critic, load_critic, make_traces
 from cai_helpers.critique import Protocol, load_protocol, protocol_names
 from cai_helpers.errors import CaiError
@@ -69,6 +70,7 @@ class Entry(Record):
 
 class BakeoffReport(StageReport):
     scorer: str
+    trust: str  # what gold pairs say of it, see calibration.trust_line
     planned: int  # training prompts of the settings
     entries: list[Entry]
     recommended: str
@@ -88,7 +90,8 @@ class BakeoffReport(StageReport):
             (name or "protocol", "  ".join(row[head].rjust(widths[head]) for head in row if head != "protocol"))
             for name, row in table
         ]
-        return [*formatted, ("recommended", f"{self.recommended}  ({RULE})")]
+        trust = ("scorer, on gold pairs", self.trust)
+        return [*formatted, trust, ("recommended", f"{self.recommended}  ({RULE})")]
 
 
 def compare_protocols(
@@ -108,8 +111,9 @@ def compare_protocols(
     names = protocols or protocol_names(file)
     texts = {name: load_protocol(name, file) for name in names}
     fingerprint = _fingerprint(settings, texts, count)
+    trust = trust_line(load_calibration(workspace, scorer_identity(settings)))
     if (report := workspace.finished("bakeoff", fingerprint, BakeoffReport)) is not None:
-        return report
+        return report.model_copy(update={"trust": trust})
     use_threads(settings.threads)
     split = write_prompts(settings, workspace)
     prompts = split.train[:count]
@@ -122,7 +126,11 @@ def compare_protocols(
     entries = [_entry(name, traces, seconds, deltas[name]) for name, (traces, seconds) in made.items()]
     planned = len(split.train)
     report = BakeoffReport(
-        scorer=scorer_identity(settings), planned=planned, entries=entries, recommended=recommend(entries).protocol
+        scorer=scorer_identity(settings),
+        trust=trust,
+        planned=planned,
+        entries=entries,
+        recommended=recommend(entries).protocol,
     )
     for name, (traces, _) in made.items():
         write_jsonl(

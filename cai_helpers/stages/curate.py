@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from cai_helpers.calibration import trust_of_pairs
 from cai_helpers.curation import DROP_MEANING, Curation, Overruled, curate, refuses_over_answer
 from cai_helpers.frame import pair_frame, read_pairs
 from cai_helpers.gate import check_targets
@@ -32,6 +33,7 @@ class CurateReport(StageReport):
     overruled: Overruled
     one_sided: dict[str, int]  # reason → answers of dropped pairs that are good or bad by themselves, for KTO
     gate: list[Target]
+    trust: str | None  # what gold pairs say of the scorer; None: a file from elsewhere, whose scorer nobody knows
 
     def title(self) -> str:
         return "Preference dataset"
@@ -50,6 +52,7 @@ class CurateReport(StageReport):
             *_overruled_lines(self.overruled),
             ("one side trustworthy (for KTO)", ", ".join(f"{n} {why}" for why, n in self.one_sided.items()) or "none"),
             *((f"gate: {target.name}", target.line()) for target in self.gate),
+            *([] if self.trust is None else [("scorer, on gold pairs", self.trust)]),
         ]
 
     def summary(self) -> list[tuple[str, str]]:
@@ -77,8 +80,9 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
         "input overrides": file_hash(workspace.overrides),
         **section("curate", settings.curate, exclude={"strict"}),  # what training makes of the gate
     }
+    trust = trust_of_pairs(workspace) if pairs_file is None else None
     if (report := workspace.finished("curate", fingerprint, CurateReport)) is not None:
-        return report
+        return report.model_copy(update={"trust": trust})
 
     pairs = list(read_pairs(source))
     curation = curate(pairs, read_overrides(workspace.overrides), settings.curate, settings.seed)
@@ -90,6 +94,7 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     extra = one_sided(curation.dropped, held_out_rule(ids, eval_ids, settings.seed))
 
     report = _report(curation, statistics, len(train), len(held_out), extra, settings)
+    report = report.model_copy(update={"trust": trust})
     write_jsonl(workspace.train_rows, (row.model_dump() for row in train))
     write_jsonl(workspace.eval_rows, (row.model_dump() for row in held_out))
     write_jsonl(
@@ -132,6 +137,7 @@ def _report(
         overruled=curation.overruled,
         one_sided=dict(Counter(row.reason for row in extra).most_common()),
         gate=check_targets(statistics, len(rows), refusing / len(rows) if rows else None, settings.curate),
+        trust=None,
     )
 
 
