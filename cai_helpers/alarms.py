@@ -141,7 +141,7 @@ def kl_too_large(rows: Sequence[Row], settings: Alarms, beta: float) -> Alarm | 
 
     For answers that Stage 2 wrote, as the drafts are, the mean of log π_ref − log π estimates KL(π_ref ‖ π)
     (the k1 estimator of Schulman 2020, joschu.net/blog/kl-approx.html). Drafts are mostly the rejected side, so this is
-    that estimate or above it; the report measures it on the held-out drafts alone.
+    that estimate or above it; the report has the KL a token, of the policy that is kept (drift.token_kl).
     """
     recent = _recent(rows, settings.window)
     if recent is None:
