@@ -187,6 +187,11 @@ def judge_revision(critique: str, output: Completion, protocol: Protocol, prompt
     return Verdict(fault[0], critique, "", fault[1])
 
 
+def opens_as_meta_commentary(revision: str) -> bool:
+    """True of a text that talks about a response instead of being one."""
+    return _META_OPENINGS.match(revision.strip()) is not None
+
+
 def _fault(revision: str, output: Completion, protocol: Protocol, prompt: str) -> tuple[Outcome, str] | None:
     """The first thing that makes `revision` unusable, as (outcome, reason)."""
     if _KEEP.match(revision):
@@ -195,7 +200,7 @@ def _fault(revision: str, output: Completion, protocol: Protocol, prompt: str) -
         return "degenerate", "the revision repeats itself"
     if output.finish == "length":
         return "truncated", "the revision hit the token limit"
-    if _META_OPENINGS.match(revision):
+    if opens_as_meta_commentary(revision):
         return "meta_commentary", f"the revision opens with {_opening(revision)!r}"
     if (words := len(revision.split())) < MIN_REVISION_WORDS:
         return "too_short", f"{words} words; {MIN_REVISION_WORDS} are needed"

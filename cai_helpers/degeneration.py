@@ -23,5 +23,7 @@ def is_degenerate(text: str) -> bool:
 def repetition(text: str, length: int = 4) -> float:
     """Share of word n-grams that occurred before (seq-rep-n of Welleck et al. 2020); 0 for a text shorter than one."""
     words = text.lower().split()
-    grams = list(zip(*(words[start:] for start in range(length)), strict=False))
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    count = len(words) - length + 1
+    if count < 1:
+        return 0.0
+    return 1 - len(set(zip(*(words[start:] for start in range(length)), strict=False))) / count

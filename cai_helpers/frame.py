@@ -12,11 +12,11 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from cai_helpers.critique import Protocol, judge_revision
+from cai_helpers.critique import opens_as_meta_commentary
 from cai_helpers.errors import CaiError
 from cai_helpers.prompts import normalised
 from cai_helpers.refusals import is_refusal
-from cai_helpers.schema import Completion, ScoredPair
+from cai_helpers.schema import ScoredPair
 from cai_helpers.store import read_jsonl
 
 COLUMNS = ("prompt", "base_response", "revised_response", "base_score", "revised_score", "chosen")
@@ -32,8 +32,6 @@ _LEAK = re.compile(
     """,
     re.IGNORECASE | re.VERBOSE,
 )
-
-_UNKNOWN = Protocol("unknown", "", None)  # a file from elsewhere does not hold the instructions it was made with
 
 # One of them stands in every leak; looking for them first is ten times as fast as the expression.
 _LEAK_SIGNS = ("critique", "revis", "keep_original", "[", "<", "human", "user", "assistant")
@@ -71,7 +69,7 @@ def pair_frame(pairs: Iterable[ScoredPair]) -> pd.DataFrame:
     identical         both texts are the same
     base_words, …     length in words
     base_refuses, …   the text declines the request
-    judged            what the parser makes of the revision's text: "revised", "meta_commentary", …; "" if not compared
+    meta              the revision talks about a response, whatever the row says of it; False if not compared
     leak              the revision holds text of a template
     multi_turn        the prompt has earlier turns
     context_free      the prompt is a follow-up whose earlier turns are gone
@@ -95,11 +93,11 @@ def _in_chunks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]
 
 _CHUNK = 5000  # rows held twice, as tuples and as a frame, while the frame grows
 _NUMBERS = ("base_score", "revised_score", "delta", "base_words", "revised_words")
-_FLAGS = ("compared", "identical", "base_refuses", "revised_refuses", "leak", "multi_turn", "context_free")
+_FLAGS = ("compared", "identical", "base_refuses", "revised_refuses", "meta", "leak", "multi_turn", "context_free")
 _ROW_COLUMNS = [
     *("id", "prompt", "base_response", "revised_response", "critic_notes", "base_score", "revised_score", "chosen"),
     *("category", "outcome", "principle_ids", "delta", "compared", "identical", "base_words", "revised_words"),
-    *("base_refuses", "revised_refuses", "judged", "leak", "multi_turn", "context_free", "prompt_key"),
+    *("base_refuses", "revised_refuses", "meta", "leak", "multi_turn", "context_free", "prompt_key"),
 ]
 
 
@@ -153,17 +151,12 @@ def _row(number: int, pair: ScoredPair) -> tuple[Any, ...]:
         base_words if identical else len(pair.revised_response.split()),
         base_refuses,
         base_refuses if identical else is_refusal(pair.revised_response),
-        _judged(pair.revised_response) if compared else "",
+        compared and opens_as_meta_commentary(pair.revised_response),
         compared and _leaks(pair.revised_response),
         multi_turn,
         not multi_turn and is_context_free(pair.prompt),
         hash(normalised(pair.prompt)),
     )
-
-
-def _judged(revision: str) -> str:
-    """The outcome that the parser would give this text: for files whose rows do not say."""
-    return judge_revision("", Completion(text=revision, tokens=0, finish="stop"), _UNKNOWN, prompt="").outcome
 
 
 def _leaks(revision: str) -> bool:

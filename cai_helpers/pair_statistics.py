@@ -119,7 +119,7 @@ def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
     decided = compared[compared["delta"].abs() > tie]
     attempted = frame[frame["outcome"] != "kept"]
     told = frame[frame["outcome"] != "unknown"]
-    meta = (attempted["outcome"] == "meta_commentary") | (attempted["judged"] == "meta_commentary")
+    meta = (attempted["outcome"] == "meta_commentary") | attempted["meta"]
     higher = np.where(decided["delta"] > 0, "revised", "base")
     winner_refuses, loser_refuses = _refusals_of_sides(decided)
     by_principle = frame.explode("principle_ids").dropna(subset=["principle_ids"])

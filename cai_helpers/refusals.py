@@ -28,11 +28,16 @@ _REFUSAL = re.compile(
 )
 
 # One of them stands in every refusal that the expression knows; looking for them first is several times as fast.
-_SIGNS = ("not", "can't", "won't", "couldn't", "sorry", "afraid", "unable", "decline", "comfortable", "refuse")
+_SIGNS = (
+    *("can't", "cannot", "can not", "won't", "will not", "couldn't", "unable", "not able", "not going", "not help"),
+    *("sorry", "afraid", "decline", "comfortable", "refuse"),
+)
 
 
 def is_refusal(response: str) -> bool:
     """True when the opening of `response` declines the request."""
     opening = response[:_OPENING_CHARACTERS].replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    lowered = opening.lower()
-    return any(sign in lowered for sign in _SIGNS) and _REFUSAL.search(opening) is not None
+    flat = " ".join(opening.lower().split())
+    if not flat.startswith("no") and not any(sign in flat for sign in _SIGNS):
+        return False
+    return _REFUSAL.search(opening) is not None
