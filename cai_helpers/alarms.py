@@ -52,7 +52,11 @@ def raised_at_end(
     rows: Sequence[Row], settings: Alarms, beta: float, detectors: list[Detector] | None = None
 ) -> list[Alarm]:
     """The alarms that hold at the last of the rows."""
-    return [alarm for detect in detectors or OF_PAIRS if (alarm := detect(rows, settings, beta)) is not None]
+    return [
+        alarm
+        for detect in (OF_PAIRS if detectors is None else detectors)
+        if (alarm := detect(rows, settings, beta)) is not None
+    ]
 
 
 def displacement(rows: Sequence[Row], settings: Alarms, beta: float) -> Alarm | None:

@@ -37,7 +37,7 @@ class EndpointLetters:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self._endpoint.usage.failed.items())
             raise CaiError(
                 f"{self._name} left {len(chats) - answered} of {len(chats)} questions unanswered ({reasons}).",
-                "Run it again: what was answered is kept. Raise endpoint.retries if the endpoint is only overloaded.",
+                "Run it again: finished pairs are kept. Raise endpoint.retries if the endpoint is only overloaded.",
             )
 
     def _odds(self, answer: Answer) -> float:

@@ -7,6 +7,7 @@ reported.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import random
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cai_helpers.constitution import Constitution, Principle, load_constitution
+from cai_helpers.errors import CaiError
 from cai_helpers.intervals import proportion
 from cai_helpers.models import LanguageModel, identity, in_batches, load_stage2
 from cai_helpers.schema import Messages, transcript
@@ -88,6 +90,11 @@ class Feedback:
 
     def _scores(self, of_first: list[float]) -> tuple[float, float]:
         """of_first: log-odds of option (A); even places hold the first response as (A), odd ones the second."""
+        if not all(map(math.isfinite, of_first)):
+            raise CaiError(
+                "The feedback model gives a probability that is not finite: its weights or its precision are broken.",
+                "Set models.dtype=fp32, or bf16 on a card with compute capability 8.0 or higher.",
+            )
         self._asked += len(of_first)
         self._first_preferred += sum(odds > 0 for odds in of_first)
         self._bias += sum(of_first)
@@ -176,8 +183,9 @@ def feedback_identity(settings: Settings) -> str:
     else:
         adapter = identity(settings.models.adapter)
         model = f"{identity(settings.models.base)}" + (f" with {adapter}" if adapter else "")
-    constitution = settings.generate.constitution or "the package's constitution"
-    return f"AI feedback of {model}, {settings.score.feedback_principles} principles of {constitution}, seed {settings.seed}"
+    text = _constitution(settings).model_dump_json()  # by what it says: an edited file is another scorer
+    principles = f"{settings.score.feedback_principles} principles of {hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return f"AI feedback of {model}, {principles}, seed {settings.seed}"
 
 
 def load_feedback(settings: Settings) -> Feedback:
@@ -186,15 +194,18 @@ def load_feedback(settings: Settings) -> Feedback:
     Raises:
         CaiError: it cannot be loaded or asked, or is of no use as a judge.
     """
-    own = settings.generate.constitution
-    constitution = load_constitution(Path(own) if own else None)
     if settings.score.feedback_model == "api":
         from cai_helpers.endpoint_letters import EndpointLetters
 
         letters: LetterModel = EndpointLetters(settings.endpoint)
     else:
         letters = LocalLetters(load_stage2(settings.models, merged=True), settings.score.batch_size)
-    return Feedback(letters, constitution, settings.score.feedback_principles, settings.seed)
+    return Feedback(letters, _constitution(settings), settings.score.feedback_principles, settings.seed)
+
+
+def _constitution(settings: Settings) -> Constitution:
+    own = settings.generate.constitution
+    return load_constitution(Path(own) if own else None)
 
 
 def _log_sigmoid(value: float) -> float:

@@ -185,10 +185,10 @@ class TrainingHistory(TrainerCallback):
             row[ours] = value
         if not prefix:
             row |= self._load(row["tokens"])
-        return self._with_ties(row, prefix)
-
-    def _with_ties(self, row: dict[str, Any], prefix: str) -> dict[str, Any]:
-        if abs(row[f"{prefix}rewards_chosen"]) + abs(row[f"{prefix}rewards_rejected"]) < _TIE:
+        if (
+            f"{prefix}accuracy" in row
+            and abs(row[f"{prefix}rewards_chosen"]) + abs(row[f"{prefix}rewards_rejected"]) < _TIE
+        ):
             row[f"{prefix}accuracy"] = 0.5  # policy and reference are the same still: TRL counts a tie as a miss
         return row
 

@@ -141,9 +141,6 @@ class UnpairedHistory(TrainingHistory):
     measures: ClassVar = _MEASURES
     detectors: ClassVar = OF_ANSWERS
 
-    def _with_ties(self, row: dict[str, Any], prefix: str) -> dict[str, Any]:
-        return row
-
     def _evaluation_line(self, row: dict[str, Any]) -> str:
         return (
             f"step {row['step']}  held-out answers: loss {row['eval_loss']:.4f}  {_rewards(row, 'eval_')}"

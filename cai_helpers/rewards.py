@@ -202,7 +202,10 @@ def load_reward_model(source: RewardSource, batch_size: int) -> RewardModel:
     scorer = RewardModel(model.to(machine.device), tokenizer, source, batch_size)
     if machine.device == "cuda":
         scorer.use_fp16_if_it_agrees()
-    check_sanity(scorer) if not source.labels else check_spread(scorer)
+    if source.labels:
+        check_spread(scorer)
+    else:
+        check_sanity(scorer)
     return scorer
 
 

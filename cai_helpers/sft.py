@@ -12,7 +12,6 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer
 
 from cai_helpers.adapters import POLICY, require_equal
-from cai_helpers.alarms import Alarm
 from cai_helpers.errors import CaiError
 from cai_helpers.flight import Check, check_trained_parameters, merged_in
 from cai_helpers.hardware import Dtype, Machine
@@ -118,15 +117,7 @@ class SupervisedHistory(TrainingHistory):
     """
 
     measures: ClassVar = _MEASURES
-
-    def alarms(self, until: int | None = None) -> list[Alarm]:
-        return []
-
-    def _raise_alarms(self, rows: list[dict[str, Any]], control: Any, state: Any) -> None:
-        pass
-
-    def _with_ties(self, row: dict[str, Any], prefix: str) -> dict[str, Any]:
-        return row
+    detectors: ClassVar = []
 
     def _evaluation_line(self, row: dict[str, Any]) -> str:
         return (

@@ -50,6 +50,20 @@ def smoke() -> Settings:
 
 
 @pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """tiny_run's random models: base/, and the LoRA stage2/ on it."""
+    import tiny_run
+
+    return tiny_run.write_models(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def no_training_picture(monkeypatch):
+    """Runs that are made in a test, not in a module's fixture, draw none: it takes a second each."""
+    monkeypatch.setattr("cai_helpers.plots.save_training_plot", lambda workspace: None)
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real transcripts and gold pairs that lie beside the checkout on the project's machines."""
     folder = Path(os.environ.get("CAI_SHARED", Path(__file__).parents[2] / "shared")) / "data"

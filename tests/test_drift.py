@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import test_train
 import torch
 from peft import PeftModel
-from test_train import make_settings, make_trainer, make_workspace
+from tiny_run import make_settings, make_trainer, make_workspace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_helpers.drift import token_kl
 from cai_helpers.preference import encode, read_rows
-
-tiny = test_train.tiny
 
 
 @pytest.mark.parametrize("fresh_adapter", [False, True], ids=["continued", "merged"])

@@ -1,6 +1,7 @@
 """AI feedback: what a language model prefers, whatever the order; and the one entry by which all stages are judged."""
 
 import math
+from importlib import resources
 from typing import ClassVar
 
 import pytest
@@ -155,3 +156,20 @@ def test_log_probabilities_stay_finite_where_a_model_is_certain():
     assert feedback._log_sigmoid(2000.0) == 0.0
     assert feedback._log_sigmoid(-2000.0) == -2000.0
     assert feedback._log_sigmoid(0.0) == EVEN
+
+
+def test_an_edited_constitution_is_another_scorer(tmp_path):
+    own = tmp_path / "mine.yaml"
+    source = resources.files("cai_helpers") / "assets" / "constitution.yaml"
+    own.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+    settings = load_settings("smoke", ["score.by=ai_feedback", f"generate.constitution={own}"])
+    before = feedback.feedback_identity(settings)
+    assert before == feedback.feedback_identity(load_settings("smoke", ["score.by=ai_feedback"]))
+    text = load_constitution().principles[0].text
+    own.write_text(own.read_text(encoding="utf-8").replace(text[:20], "Never mind, but " + text[:20]), encoding="utf-8")
+    assert feedback.feedback_identity(settings) != before
+
+
+def test_a_probability_that_is_not_finite_stops_the_run():
+    with pytest.raises(CaiError, match="not finite"):
+        list(judged_by(Opinion("a", math.nan, 0.0)).iterate([Question(CHAT, ("a", "b"))]))

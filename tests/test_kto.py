@@ -7,11 +7,11 @@ import math
 from collections import Counter
 
 import pytest
-import test_train
+import tiny_run
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_train import adapter_tensors, make_settings, make_workspace, same_tensors
+from tiny_run import adapter_tensors, make_settings, make_workspace, same_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_helpers.adapters import REFERENCE
@@ -29,7 +29,7 @@ from cai_helpers.sweep import sweep
 from cai_helpers.unpaired import Unpaired, Weights, balance, one_sided, read_one_sided, split_hash, unpair
 from cai_helpers.workspace import Workspace
 
-tiny = test_train.tiny
+pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each
 
 
 def pair(number: int = 0, **changes) -> ScoredPair:
@@ -48,8 +48,8 @@ def pair(number: int = 0, **changes) -> ScoredPair:
 
 def one_sided_row(number: int, label: bool = True, held_out: bool = False, answer: str = "sure pump air slow") -> dict:
     return {
-        "prompt": [{"role": "user", "content": f"how do i fix bike {test_train.WORDS[number % 20]}"}],
-        "completion": [{"role": "assistant", "content": f"{answer} {test_train.WORDS[number % 20]}"}],
+        "prompt": [{"role": "user", "content": f"how do i fix bike {tiny_run.WORDS[number % 20]}"}],
+        "completion": [{"role": "assistant", "content": f"{answer} {tiny_run.WORDS[number % 20]}"}],
         "label": label,
         "id": f"alone{number}",
         "category": "helpful",
@@ -89,12 +89,6 @@ def trained(tiny, tmp_path_factory):
     """An uninterrupted run, to be looked at and not changed."""
     workspace = kto_workspace(tmp_path_factory.mktemp("kto"))
     return workspace, train_dpo(kto_settings(tiny), workspace)
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch):
-    """`trained`, made before this applies, draws one."""
-    monkeypatch.setattr("cai_helpers.plots.save_training_plot", lambda workspace: None)
 
 
 LOOP = "and so on " * 40
@@ -194,9 +188,9 @@ def test_the_loss_starts_at_half_the_weights_and_is_the_papers(tiny, tmp_path):
 
     def log_ratio(prompt: list[int], answer: list[int]) -> float:
         trainer.model.set_adapter("default")
-        policy = test_train.sequence_log_probability(trainer.model, prompt, answer).item()
+        policy = tiny_run.sequence_log_probability(trainer.model, prompt, answer).item()
         trainer.model.set_adapter(REFERENCE)
-        reference = test_train.sequence_log_probability(trainer.model, prompt, answer).item()
+        reference = tiny_run.sequence_log_probability(trainer.model, prompt, answer).item()
         trainer.model.set_adapter("default")
         return policy - reference
 
@@ -273,7 +267,7 @@ def test_a_run_learns_reports_and_leaves_an_adapter_for_the_original_base(tiny, 
     for row in unpaired(kto_settings(tiny), workspace).held_out:
         one = encode_answer(row, AutoTokenizer.from_pretrained(tiny / "base"))
         with torch.no_grad():
-            now, then = (test_train.sequence_log_probability(model, *one).item() for model in (alone, start))
+            now, then = (tiny_run.sequence_log_probability(model, *one).item() for model in (alone, start))
         rewards[row.label].append(0.2 * (now - then))
     for label, found in ((True, report.eval_reward_desirable), (False, report.eval_reward_undesirable)):
         assert math.copysign(1, sum(rewards[label])) == math.copysign(1, found)

@@ -6,10 +6,9 @@ import math
 from typing import get_args
 
 import pytest
-import test_train
 import torch
 from peft import PeftModel
-from test_train import check, make_settings, make_trainer, make_workspace, sequence_log_probability
+from tiny_run import check, make_settings, make_trainer, make_workspace, sequence_log_probability
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_helpers import dpo
@@ -17,8 +16,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.losses import readable, start_value
 from cai_helpers.preference import encode, read_rows
 from cai_helpers.settings import Loss, load_settings
-
-tiny = test_train.tiny
+from cai_helpers.workspace import Workspace
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +128,7 @@ def test_loss_margin_and_gradients_are_those_of_the_paper_with_either_stage_2_an
     reference = PeftModel.from_pretrained(base, tiny / "stage2").eval()
 
     trainer.model.eval()
-    rows = read_rows(test_train.Workspace(tmp_path).train_rows)[:2]
+    rows = read_rows(Workspace(tmp_path).train_rows)[:2]
     tokenizer = AutoTokenizer.from_pretrained(tiny / "base")
     loss, margins = paper_loss(trainer, reference, rows, 0.3, tokenizer)
     gradients = torch.autograd.grad(loss, list(trained.values()))

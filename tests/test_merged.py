@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import test_train
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from test_train import adapter_tensors, make_settings, make_workspace, same_tensors
+from tiny_run import adapter_tensors, make_settings, make_workspace, same_tensors
 from transformers import AutoModelForCausalLM
 
 from cai_helpers.adapters import fresh_lora, restore_policy, save_policy
@@ -21,7 +20,6 @@ from cai_helpers.preference import encode, read_rows
 from cai_helpers.settings import Settings, Train
 from cai_helpers.stages.train import train_dpo
 
-tiny = test_train.tiny
 TOKENS = torch.tensor([[2, 4, 7, 6, 9, 10, 11, 5, 6, 4, 8, 6]])
 
 

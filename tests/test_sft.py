@@ -6,11 +6,11 @@ import json
 import math
 
 import pytest
-import test_train
+import tiny_run
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_train import adapter_tensors, make_settings, make_workspace, preference_row, same_tensors
+from tiny_run import adapter_tensors, make_settings, make_workspace, preference_row, same_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_helpers.adapters import REFERENCE
@@ -18,13 +18,13 @@ from cai_helpers.dpo import PolicyTrainer, build_trainer
 from cai_helpers.errors import CaiError, SettingsChanged
 from cai_helpers.flight import check_flight
 from cai_helpers.hardware import this_machine
-from cai_helpers.preference import Fitting, Preferences, encode, read_rows, revisions
+from cai_helpers.preference import Fitting, Preferences, encode, keep_fitting, read_rows, revisions
 from cai_helpers.sft import SupervisedTrainer, build_supervised, check_supervised
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace
 
-tiny = test_train.tiny
+pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each
 
 
 def sft_settings(tiny, method: str = "sft", **train):
@@ -43,12 +43,6 @@ def tuned(tiny, tmp_path_factory):
     """An uninterrupted supervised run of 12 steps, to be looked at and not changed."""
     workspace = make_workspace(tmp_path_factory.mktemp("tuned"))
     return workspace, train_dpo(sft_settings(tiny), workspace)
-
-
-@pytest.fixture(autouse=True)
-def _no_picture(monkeypatch):
-    """`tuned`, made before this applies, draws one."""
-    monkeypatch.setattr("cai_helpers.plots.save_training_plot", lambda workspace: None)
 
 
 def test_a_supervised_run_learns_reports_and_leaves_an_adapter_for_the_original_base(tiny, tuned):
@@ -71,7 +65,7 @@ def test_a_supervised_run_learns_reports_and_leaves_an_adapter_for_the_original_
     alone = PeftModel.from_pretrained(base, workspace.adapter).eval()
     pair = encode(read_rows(workspace.eval_rows)[0], AutoTokenizer.from_pretrained(tiny / "base"))
     with torch.no_grad():
-        learned = -test_train.sequence_log_probability(alone, pair.prompt, pair.chosen) / len(pair.chosen)
+        learned = -tiny_run.sequence_log_probability(alone, pair.prompt, pair.chosen) / len(pair.chosen)
     assert learned < report.loss_first - 0.15
 
 
@@ -90,7 +84,7 @@ def test_loss_and_gradient_are_the_mean_over_answer_tokens_and_no_other(tiny, tm
     rows = read_rows(workspace.train_rows)[:2]
     pairs = [encode(row, trainer.processing_class) for row in rows]
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
-    total = sum(test_train.sequence_log_probability(trainer.model, pair.prompt, pair.chosen) for pair in pairs)
+    total = sum(tiny_run.sequence_log_probability(trainer.model, pair.prompt, pair.chosen) for pair in pairs)
     loss = -total / sum(len(pair.chosen) for pair in pairs)
     gradients = torch.autograd.grad(loss, trained)
 
@@ -189,7 +183,7 @@ def test_dpo_after_it_starts_from_it_and_has_it_as_its_reference(tiny, tmp_path,
     # what the reference's log-probabilities were taken from: the supervised model, not Stage 2
     stored = json.loads((workspace.checkpoints / "reference" / "train.json").read_text())["ref_chosen_logps"]
     before = make_workspace(tmp_path / "before")
-    test_train.make_trainer(make_settings(tiny), before)
+    tiny_run.make_trainer(make_settings(tiny), before)
     stage2 = json.loads((before.checkpoints / "reference" / "train.json").read_text())["ref_chosen_logps"]
     assert sum(stored) > sum(stage2) + 24
 
@@ -214,7 +208,7 @@ def test_only_revisions_that_won_are_learned_from(tiny, tmp_path):
     workspace = make_workspace(tmp_path)
     drafts = [preference_row(number) | {"chosen_side": "base"} for number in range(24)]
     write_jsonl(workspace.train_rows, [*drafts[:20], *map(preference_row, range(20, 24))])
-    fitting = test_train.keep_fitting(read_rows(workspace.train_rows), AutoTokenizer.from_pretrained(tiny / "base"), 64)
+    fitting = keep_fitting(read_rows(workspace.train_rows), AutoTokenizer.from_pretrained(tiny / "base"), 64)
     assert [row.id for row in revisions(fitting).rows] == ["row20", "row21", "row22", "row23"]
     write_jsonl(workspace.train_rows, drafts)
     with pytest.raises(CaiError, match="0 winning revisions to learn from and 6 held out"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-import test_train
-from test_train import make_settings, make_workspace
+from tiny_run import make_settings, make_workspace
 from trl import DPOTrainer
 from typer.testing import CliRunner
 
@@ -16,8 +15,6 @@ from cai_helpers.errors import CaiError
 from cai_helpers.settings import load_settings
 from cai_helpers.sweep import RULE, Run, choose, in_full, parse_sweep, sweep
 from cai_helpers.workspace import Workspace
-
-tiny = test_train.tiny
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_train import adapter_tensors, check, make_settings, make_trainer, make_workspace, same_tensors, tiny  # noqa: F401
+from tiny_run import adapter_tensors, check, make_settings, make_trainer, make_workspace, same_tensors
 from transformers import GemmaConfig
 
 from cai_helpers import checkpoints
@@ -33,7 +33,7 @@ def _no_picture(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory) -> Workspace:  # noqa: F811
+def whole(tiny, tmp_path_factory) -> Workspace:
     """An uninterrupted run of 12 steps, saved and evaluated every 3."""
     workspace = make_workspace(tmp_path_factory.mktemp("whole"))
     train_dpo(make_settings(tiny), workspace)
@@ -56,7 +56,7 @@ KILLED_SAVES = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_train
+import tiny_run
 from cai_helpers.history import TrainingHistory
 from cai_helpers.dpo import PolicyTrainer
 from cai_helpers.stages.train import train_dpo
@@ -95,7 +95,7 @@ for number in range(4):
         known = Path({root!r}) / "operations"
         total = int(known.read_text()) if known.exists() else 20
         moment = [max(1, round(total * (number + shares.random()) / 4))]
-        train_dpo(test_train.make_settings(Path({tiny!r})), Workspace(Path({root!r}) / str(number)))
+        train_dpo(tiny_run.make_settings(Path({tiny!r})), Workspace(Path({root!r}) / str(number)))
     shares.random()
     _, status = os.waitpid(child, 0)
     print("signal" if os.WIFSIGNALED(status) else "exit", os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
@@ -103,7 +103,7 @@ for number in range(4):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_of_a_save_a_run_ends_with_the_same_weights_bit_for_bit(tiny, whole, tmp_path):  # noqa: F811
+def test_killed_at_any_moment_of_a_save_a_run_ends_with_the_same_weights_bit_for_bit(tiny, whole, tmp_path):
     for number in range(4):
         make_workspace(tmp_path / str(number))
     script = KILLED_SAVES.format(tests=str(Path(__file__).parent), tiny=str(tiny), root=str(tmp_path))
@@ -127,7 +127,7 @@ def test_killed_at_any_moment_of_a_save_a_run_ends_with_the_same_weights_bit_for
 
 
 @pytest.mark.parametrize("step", [2, 4, 10])
-def test_stopped_at_any_step_a_run_ends_with_the_same_weights(tiny, whole, tmp_path, monkeypatch, step):  # noqa: F811
+def test_stopped_at_any_step_a_run_ends_with_the_same_weights(tiny, whole, tmp_path, monkeypatch, step):
     workspace = make_workspace(tmp_path)
     with monkeypatch.context() as patch:
         stop_at(patch, step)
@@ -137,7 +137,7 @@ def test_stopped_at_any_step_a_run_ends_with_the_same_weights(tiny, whole, tmp_p
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 
 
-def test_saving_by_the_clock_changes_nothing_but_where_a_run_goes_on(tiny, whole, tmp_path, monkeypatch):  # noqa: F811
+def test_saving_by_the_clock_changes_nothing_but_where_a_run_goes_on(tiny, whole, tmp_path, monkeypatch):
     workspace = make_workspace(tmp_path)
     settings = make_settings(tiny, every_minutes=1e-9)  # so after each step
     with monkeypatch.context() as patch:
@@ -166,7 +166,7 @@ def plant_evaluations(monkeypatch, losses: list[float]) -> None:
     monkeypatch.setattr(PolicyTrainer, "log", replaced)
 
 
-def test_a_run_that_overfits_stops_early_when_asked_to_and_keeps_the_best(tiny, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_run_that_overfits_stops_early_when_asked_to_and_keeps_the_best(tiny, tmp_path, monkeypatch, capsys):
     settings = make_settings(tiny, every_steps=2, stop_early=True)
     workspace = make_workspace(tmp_path)
     plant_evaluations(monkeypatch, [0.6, 0.4, 0.5, 0.55])
@@ -182,7 +182,7 @@ def test_a_run_that_overfits_stops_early_when_asked_to_and_keeps_the_best(tiny, 
     assert train_dpo(settings, workspace).steps == 8
 
 
-def test_without_being_asked_to_a_run_that_overfits_goes_on(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_without_being_asked_to_a_run_that_overfits_goes_on(tiny, tmp_path, monkeypatch):
     plant_evaluations(monkeypatch, [0.6, 0.4, 0.5, 0.55, 0.6, 0.6])
     report = train_dpo(make_settings(tiny, every_steps=2), make_workspace(tmp_path))
     assert (report.steps, report.best_step) == (12, 4)
@@ -210,7 +210,7 @@ def test_a_learning_rate_far_too_high_is_seen_as_a_displacement_while_accuracy_l
     assert any(name == "ALARM likelihood displacement" for name, _ in report.lines())
 
 
-def test_a_watcher_gets_every_row_and_the_terminal_none_of_the_steps(tiny, tmp_path, capsys):  # noqa: F811
+def test_a_watcher_gets_every_row_and_the_terminal_none_of_the_steps(tiny, tmp_path, capsys):
     seen = []
     workspace = make_workspace(tmp_path)
     train_dpo(make_settings(tiny, epochs=0.5), workspace, watch=seen.append)
@@ -221,7 +221,7 @@ def test_a_watcher_gets_every_row_and_the_terminal_none_of_the_steps(tiny, tmp_p
     assert "step 1/3  loss 0.6931" in (workspace.logs / "run.log").read_text()
 
 
-def test_an_empty_machine_goes_on_from_the_copies_of_the_same_run(tiny, whole, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_an_empty_machine_goes_on_from_the_copies_of_the_same_run(tiny, whole, tmp_path, monkeypatch, capsys):
     settings = make_settings(tiny, copy_to=str(tmp_path / "drive"))
     with monkeypatch.context() as patch:
         stop_at(patch, 8)
@@ -235,7 +235,7 @@ def test_an_empty_machine_goes_on_from_the_copies_of_the_same_run(tiny, whole, t
     assert report.loss_first == pytest.approx(0.6931, abs=1e-4)  # the history came along
 
 
-def test_rows_that_the_trainer_drops_or_tokenises_otherwise_are_caught(tiny, tmp_path):  # noqa: F811
+def test_rows_that_the_trainer_drops_or_tokenises_otherwise_are_caught(tiny, tmp_path):
     trainer = make_trainer(make_settings(tiny), make_workspace(tmp_path))
     rows = trainer.train_dataset
     trainer.train_dataset = rows.select(range(23))
@@ -246,7 +246,7 @@ def test_rows_that_the_trainer_drops_or_tokenises_otherwise_are_caught(tiny, tmp
         check(trainer, make_settings(tiny))
 
 
-def test_answers_that_never_end_and_padding_that_counts_are_caught(tiny, tmp_path):  # noqa: F811
+def test_answers_that_never_end_and_padding_that_counts_are_caught(tiny, tmp_path):
     trainer = make_trainer(make_settings(tiny), make_workspace(tmp_path))
     trainer.model.generation_config.eos_token_id = [1]  # the template closes a turn with token 5
     with pytest.raises(CaiError, match="None of 48 answers closes with an end token"):
@@ -263,7 +263,7 @@ def test_answers_that_never_end_and_padding_that_counts_are_caught(tiny, tmp_pat
         check(trainer, make_settings(tiny))
 
 
-def test_reporting_passes_through_and_a_missing_package_is_named(tiny, tmp_path, monkeypatch):  # noqa: F811
+def test_reporting_passes_through_and_a_missing_package_is_named(tiny, tmp_path, monkeypatch):
     def arguments(report_to: str):
         return training_arguments(make_settings(tiny, report_to=report_to), tmp_path, "fp32", this_machine(), True)
 

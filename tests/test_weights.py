@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-import test_train
+import tiny_run
 
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Train
@@ -11,7 +11,7 @@ from cai_helpers.weights import resample, row_weights, weigh
 
 
 def row(number: int, delta: float | None, labelled_by: str = "reward model") -> PreferenceRow:
-    values = test_train.preference_row(number) | {"id": f"{number}", "delta": delta, "labelled_by": labelled_by}
+    values = tiny_run.preference_row(number) | {"id": f"{number}", "delta": delta, "labelled_by": labelled_by}
     return PreferenceRow.model_validate(values)
 
 

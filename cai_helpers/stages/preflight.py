@@ -269,6 +269,8 @@ def _report(
     answer = made.seconds * evaluate.max_tokens / (generate.draft_tokens + generate.critic_tokens)
     evaluations = trained.steps / settings.train.every_steps + 1
     held_out = made.prompts * settings.curate.eval_fraction
+    method = settings.train.method
+    other = "" if method == "dpo" else f"; the steps are DPO's, though train.method is {method}"
     return PreflightReport(
         prompts=made.prompts,
         generated=len(made.traces),
@@ -290,7 +292,7 @@ def _report(
             "evaluate": answers * (answer + scoring) / 60,
         },
         assumed=f"{made.prompts} prompts, every one a pair; {trained.steps} steps, all as long as the longest rows; "
-        f"{answers} answers in the evaluation: so at most that long, loading aside",
+        f"{answers} answers in the evaluation: so at most that long, loading aside" + other,
         seconds=seconds,
     )
 

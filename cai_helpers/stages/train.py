@@ -176,6 +176,8 @@ def _train(
         return run_kto(settings, workspace, data, dtype, key, copies)
     if settings.train.method == "dpo":
         return _train_by_dpo(settings, workspace, data, fingerprint, dtype, None, copies, watch)
+    if copies is not None:
+        workspace.say("train", "WARNING: checkpoints of the supervised phase are not copied to train.copy_to")
     sft = run_sft(settings, workspace, data, fingerprint, dtype)
     if settings.train.method == "sft":
         return sft
