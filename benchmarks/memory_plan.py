@@ -21,10 +21,10 @@ from trl import DPOConfig, DPOTrainer
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cai_helpers.hardware import GIB, this_machine
-from cai_helpers.memory_plan import plan_memory
-from cai_helpers.models import load_tokenizer, release_memory
+from cai_helpers.machine.hardware import GIB, this_machine
+from cai_helpers.models.language import load_tokenizer, release_memory
 from cai_helpers.settings import load_settings
+from cai_helpers.training.memory_plan import plan_memory
 
 SPECIAL = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 SHAPES: dict[str, PreTrainedConfig] = {

@@ -269,7 +269,7 @@ def evaluate(settings: Settings, workspace: Workspace) -> StageReport:
 @_command
 def export(settings: Settings, workspace: Workspace) -> StageReport:
     """Pack adapter, data, figures and reports into one checked zip."""
-    from cai_helpers.report import write_run_report
+    from cai_helpers.pages.run_page import write_run_report
     from cai_helpers.stages.export import export_artifacts
 
     write_run_report(settings, workspace)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from cai_helpers.errors import GoldUnreachable, TrainingRefused
-from cai_helpers.kto_phase import KtoReport
-from cai_helpers.report import write_run_report
+from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
-from cai_helpers.sft_phase import SftReport
 from cai_helpers.stages.analyze import AnalyzeReport, analyze_pairs
 from cai_helpers.stages.calibrate import CalibrateReport, calibrate_scorer
 from cai_helpers.stages.curate import CurateReport, curate_pairs
@@ -17,6 +15,8 @@ from cai_helpers.stages.export import ExportReport, export_artifacts
 from cai_helpers.stages.generate import GenerateReport, generate_pairs
 from cai_helpers.stages.score import ScoreReport, score_pairs
 from cai_helpers.stages.train import TrainReport, train_dpo
+from cai_helpers.training.kto_phase import KtoReport
+from cai_helpers.training.sft_phase import SftReport
 from cai_helpers.workspace import Workspace
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Record, StageReport
 from cai_helpers.settings import Settings, Train, change_settings
-from cai_helpers.sft_phase import sft_folder
 from cai_helpers.stages.train import start_over, train_dpo
 from cai_helpers.store import write_atomically
+from cai_helpers.training.sft_phase import sft_folder
 from cai_helpers.workspace import Workspace
 
 # Nats a token: 30 for an answer of 200 tokens. On the embedded models, whatever accuracy and margin say, answers to benign

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from cai_helpers.alarms import first_raised, length_learned
-from cai_helpers.held_out import HeldOutPair, split_by_length
 from cai_helpers.settings import Alarms
+from cai_helpers.training.watch.alarms import first_raised, length_learned
+from cai_helpers.training.watch.held_out import HeldOutPair, split_by_length
 
 BETA = 0.1
 

@@ -6,9 +6,9 @@ import random
 
 import pytest
 
+from cai_helpers.analysis.frame import is_context_free, pair_frame, read_frame
+from cai_helpers.analysis.statistics import analyze_frame, evenness
 from cai_helpers.errors import CaiError
-from cai_helpers.frame import is_context_free, pair_frame, read_frame
-from cai_helpers.pair_statistics import analyze_frame, evenness
 from cai_helpers.schema import ScoredPair
 from cai_helpers.stages.analyze import AnalyzeReport, analyze_pairs
 from cai_helpers.store import write_json, write_jsonl

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from cai_helpers.errors import CaiError
-from cai_helpers.intervals import proportion
+from cai_helpers.measures.intervals import proportion
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.bakeoff import Entry, compare_protocols, recommend
 from cai_helpers.stages.generate import chosen_protocol

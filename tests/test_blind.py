@@ -5,7 +5,8 @@ from collections import Counter
 import pytest
 from pairs_for_eyes import pair, planted, write_pairs
 
-from cai_helpers.blind import (
+from cai_helpers.errors import CaiError
+from cai_helpers.inspection.blind import (
     agreement,
     append_judgement,
     can_be_judged,
@@ -13,8 +14,7 @@ from cai_helpers.blind import (
     read_judgements,
     side_on_the_left,
 )
-from cai_helpers.errors import CaiError
-from cai_helpers.inspection import read_rows
+from cai_helpers.inspection.rows import read_rows
 
 
 @pytest.fixture

@@ -3,12 +3,12 @@
 import pytest
 from typer.testing import CliRunner
 
-from cai_helpers.calibration import NOT_CALIBRATED, load_calibration, trust_line
+from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
 from cai_helpers.cli import app
 from cai_helpers.errors import CaiError
-from cai_helpers.judging import scorer_identity
+from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.pipeline import _calibrated
-from cai_helpers.report import write_run_report
+from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.calibrate import calibrate_scorer
 from cai_helpers.stages.score import ScoreReport
@@ -92,6 +92,6 @@ def test_the_command_takes_its_own_gold_file_and_limit_and_the_workspace_remembe
 def read_jsonl_of_the_package() -> list[dict]:
     from pathlib import Path
 
-    from cai_helpers.models import locate
+    from cai_helpers.models.language import locate
 
     return list(read_jsonl(Path(locate("embedded:prompts/gold.jsonl"))))

@@ -5,8 +5,8 @@ import random
 
 import pytest
 
-from cai_helpers.calibration import NOT_CALIBRATED, JudgedGold, calibrate, trust_line
-from cai_helpers.calibration_plot import calibration_figure
+from cai_helpers.calibration.accuracy import NOT_CALIBRATED, JudgedGold, calibrate, trust_line
+from cai_helpers.pages.calibration_picture import calibration_figure
 
 
 def judge(deltas, better_words=10, worse_words=10, category="harmless"):

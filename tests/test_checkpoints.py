@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cai_helpers import checkpoints
+from cai_helpers.training.watch import checkpoints
 
 
 def write(root, step, sealed=True):

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from cai_helpers.constitution import load_constitution, select_principles
+from cai_helpers.critique.constitution import load_constitution, select_principles
 from cai_helpers.errors import CaiError
 from cai_helpers.store import read_jsonl
 

@@ -16,8 +16,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
-from cai_helpers import checkpoints, copies
 from cai_helpers.store import write_json, write_jsonl
+from cai_helpers.training.watch import checkpoints, copies
 from cai_helpers.workspace import Workspace
 
 TRUE_API, TRUE_DOWNLOAD = huggingface_hub.HfApi, huggingface_hub.snapshot_download

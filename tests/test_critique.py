@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_helpers.constitution import load_constitution
-from cai_helpers.critique import (
+from cai_helpers.critique.constitution import load_constitution
+from cai_helpers.critique.verdict import (
     critique_chat,
     judge_revision,
     load_protocol,

@@ -3,8 +3,8 @@ from typing import get_args
 
 import pytest
 
-from cai_helpers.curation import curate, drop_reason, preference_row, refuses_over_answer
-from cai_helpers.overrides import Override, append_override, pair_key
+from cai_helpers.curation.overrides import Override, append_override, pair_key
+from cai_helpers.curation.rules import curate, drop_reason, preference_row, refuses_over_answer
 from cai_helpers.schema import Outcome, ScoredPair
 from cai_helpers.settings import Curate, load_settings
 from cai_helpers.stages.curate import curate_pairs

@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from cai_helpers.diagnosis import diagnose
-from cai_helpers.frame import pair_frame
-from cai_helpers.pair_statistics import analyze_frame
+from cai_helpers.analysis.diagnosis import diagnose
+from cai_helpers.analysis.frame import pair_frame
+from cai_helpers.analysis.statistics import analyze_frame
 from cai_helpers.schema import ScoredPair
 
 REFUSAL = "I'm sorry, but I can't help with that."

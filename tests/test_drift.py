@@ -8,8 +8,8 @@ from peft import PeftModel
 from tiny_run import make_settings, make_trainer, make_workspace
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai_helpers.drift import token_kl
-from cai_helpers.preference import encode, read_rows
+from cai_helpers.training.outcome.drift import token_kl
+from cai_helpers.training.rows.pairs import encode, read_rows
 
 
 @pytest.mark.parametrize("fresh_adapter", [False, True], ids=["continued", "merged"])

@@ -11,11 +11,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import huggingface_hub.constants
 import pytest
 
-from cai_helpers import endpoint, endpoint_answers
-from cai_helpers.endpoint import EndpointGenerator, Usage
-from cai_helpers.endpoint_letters import EndpointLetters
 from cai_helpers.errors import CaiError
-from cai_helpers.sampling import Sampling
+from cai_helpers.models.endpoint import EndpointGenerator, Usage
+from cai_helpers.models.language import endpoint, endpoint_answers
+from cai_helpers.models.sampling import Sampling
+from cai_helpers.scoring.endpoint_letters import EndpointLetters
 from cai_helpers.settings import Endpoint
 
 KEY = "sk-secret-7f3a"

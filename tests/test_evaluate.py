@@ -7,16 +7,15 @@ from contextlib import contextmanager
 import pytest
 from safetensors.torch import load_file, save_file
 
-from cai_helpers import judging
-from cai_helpers.comparison import (
+from cai_helpers.errors import CaiError
+from cai_helpers.evaluation.comparison import (
     Response,
     compare,
     compare_by_category,
     judge,
 )
-from cai_helpers.degeneration import is_degenerate, repetition
-from cai_helpers.errors import CaiError
-from cai_helpers.models import (
+from cai_helpers.measures.degeneration import is_degenerate, repetition
+from cai_helpers.models.language import (
     STAGE2,
     STAGE3,
     LanguageModel,
@@ -26,8 +25,9 @@ from cai_helpers.models import (
     load_tokenizer,
     locate,
 )
-from cai_helpers.sampling import Sampling
+from cai_helpers.models.sampling import Sampling
 from cai_helpers.schema import Prompt
+from cai_helpers.scoring import judge
 from cai_helpers.stages import evaluate
 from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models, load_policies
 from cai_helpers.store import read_jsonl, write_jsonl
@@ -225,7 +225,7 @@ def play(monkeypatch, scripted):
     def use(stage2, stage3, scores):
         policies = ScriptedPolicies({STAGE2: scripted(stage2), STAGE3: scripted(stage3)})
         monkeypatch.setattr(evaluate, "load_policies", lambda models, adapter: policies)
-        monkeypatch.setattr(judging, "load_scorer", lambda settings: ScriptedScorer(scores))
+        monkeypatch.setattr(judge, "load_scorer", lambda settings: ScriptedScorer(scores))
         return policies
 
     return use

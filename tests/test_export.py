@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load, save
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models import locate
+from cai_helpers.models.language import locate
 from cai_helpers.schema import StageReport
 from cai_helpers.stages import export
 from cai_helpers.stages.export import export_artifacts

@@ -6,15 +6,15 @@ from typing import ClassVar
 
 import pytest
 
-from cai_helpers import feedback, judging
-from cai_helpers.constitution import load_constitution
-from cai_helpers.endpoint_answers import Alternative, Answer
-from cai_helpers.endpoint_letters import EndpointLetters
+from cai_helpers.critique.constitution import load_constitution
 from cai_helpers.errors import CaiError
-from cai_helpers.feedback import EVEN, Feedback, LocalLetters, _fork
-from cai_helpers.judging import PairScores, Question, ResponsePair, judge_pairs
-from cai_helpers.models import load_stage2, load_tokenizer
+from cai_helpers.models.endpoint_answers import Alternative, Answer
+from cai_helpers.models.language import load_stage2, load_tokenizer
 from cai_helpers.schema import Completion
+from cai_helpers.scoring import feedback
+from cai_helpers.scoring.endpoint_letters import EndpointLetters
+from cai_helpers.scoring.feedback import EVEN, Feedback, LocalLetters, _fork
+from cai_helpers.scoring.judge import PairScores, Question, ResponsePair, judge_pairs
 from cai_helpers.settings import Endpoint, load_settings
 from cai_helpers.store import JsonlStore
 
@@ -98,7 +98,7 @@ def test_feedback_of_the_embedded_model_judges_whole_pairs_and_keeps_its_answers
     assert judged.scored_now == 1
     assert math.exp(judged.scores[0].first) < 1
     assert [name for name, _ in judged.notes] == ["position bias"]
-    monkeypatch.setattr(judging, "load_scorer", lambda settings: pytest.fail("nothing was missing"))
+    monkeypatch.setattr(judge, "load_scorer", lambda settings: pytest.fail("nothing was missing"))
     assert judge_pairs(settings, pairs, store) == judged._replace(scored_now=0, notes=[])
 
 
@@ -114,7 +114,7 @@ def test_a_reward_model_is_asked_for_each_text_once(monkeypatch):
         def notes(self):
             return []
 
-    monkeypatch.setattr(judging, "load_scorer", lambda settings: Counting())
+    monkeypatch.setattr(judge, "load_scorer", lambda settings: Counting())
     pairs = [ResponsePair(CHAT, "ab", "abc"), ResponsePair(CHAT, "ab", "ab"), ResponsePair(CHAT, "abc", "d")]
     judged = judge_pairs(load_settings("smoke"), pairs)
     assert judged.scores == [(2.0, 3.0), (2.0, 2.0), (3.0, 1.0)]

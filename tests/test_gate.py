@@ -1,11 +1,11 @@
 import pytest
 from typer.testing import CliRunner
 
+from cai_helpers.analysis.frame import pair_frame
+from cai_helpers.analysis.gate import check_targets
+from cai_helpers.analysis.statistics import analyze_frame
 from cai_helpers.cli import app
 from cai_helpers.errors import TrainingRefused
-from cai_helpers.frame import pair_frame
-from cai_helpers.gate import check_targets
-from cai_helpers.pair_statistics import analyze_frame
 from cai_helpers.schema import ScoredPair, Target
 from cai_helpers.settings import Curate, load_settings
 from cai_helpers.stages.train import train_dpo

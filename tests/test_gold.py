@@ -1,7 +1,7 @@
 import pytest
 
+from cai_helpers.calibration.gold import gold_identity, read_gold
 from cai_helpers.errors import CaiError, GoldUnreachable
-from cai_helpers.gold import gold_identity, read_gold
 from cai_helpers.store import write_jsonl
 
 ASKED = "\n\nHuman: Hi.\n\nAssistant: Hello.\n\nHuman: Tea?"

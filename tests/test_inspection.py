@@ -5,8 +5,9 @@ import math
 import pytest
 from pairs_for_eyes import pair, planted, write_pairs, write_traces
 
+from cai_helpers.curation.overrides import append_override, read_overrides
 from cai_helpers.errors import CaiError
-from cai_helpers.inspection import (
+from cai_helpers.inspection.rows import (
     TRAINED_ON,
     CriticLog,
     Filters,
@@ -17,7 +18,6 @@ from cai_helpers.inspection import (
     select,
     values_of,
 )
-from cai_helpers.overrides import append_override, read_overrides
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.curate import curate_pairs

@@ -9,12 +9,12 @@ import ipywidgets
 import pytest
 from pairs_for_eyes import HOSTILE, pair, planted, write_pairs, write_traces
 
+from cai_helpers.curation.overrides import append_override, read_overrides
 from cai_helpers.errors import CaiError
 from cai_helpers.notebook import inspector as inspector_module
 from cai_helpers.notebook import widgets
 from cai_helpers.notebook.inspector import Inspector
 from cai_helpers.notebook.pair_html import pair_html, sendable
-from cai_helpers.overrides import append_override, read_overrides
 from cai_helpers.store import read_jsonl, write_jsonl
 
 
@@ -149,7 +149,9 @@ def test_the_critics_words_come_when_asked_for_and_only_then_is_the_file_read(wo
     read = []
     inspector = Inspector(workspace)
     write_traces(workspace, pairs[:1])
-    monkeypatch.setattr("cai_helpers.inspection.read_jsonl", lambda path: read.append(path) or list(read_jsonl(path)))
+    monkeypatch.setattr(
+        "cai_helpers.inspection.rows.read_jsonl", lambda path: read.append(path) or list(read_jsonl(path))
+    )
     assert inspector.critic.value == ""
     inspector.critic_toggle.value = True
     assert "RAW Critique 1." in text_of(inspector.critic.value)

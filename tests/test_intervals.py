@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cai_helpers.intervals import mean_of, median_of, paired_difference, proportion
+from cai_helpers.measures.intervals import mean_of, median_of, paired_difference, proportion
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 10), (1, 10), (81, 263), (15, 148), (50, 50), (3, 100_000)])

@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from cai_helpers.alarms import Alarm
-from cai_helpers.history import Progress
 from cai_helpers.notebook import live
+from cai_helpers.training.watch.alarms import Alarm
+from cai_helpers.training.watch.history import Progress
 from cai_helpers.workspace import Workspace
 
 ROW = {

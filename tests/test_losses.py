@@ -11,11 +11,11 @@ from peft import PeftModel
 from tiny_run import check, make_settings, make_trainer, make_workspace, sequence_log_probability
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai_helpers import dpo
 from cai_helpers.errors import CaiError
-from cai_helpers.losses import readable, start_value
-from cai_helpers.preference import encode, read_rows
 from cai_helpers.settings import Loss, load_settings
+from cai_helpers.training import dpo
+from cai_helpers.training.policy.losses import readable, start_value
+from cai_helpers.training.rows.pairs import encode, read_rows
 from cai_helpers.workspace import Workspace
 
 

@@ -10,22 +10,22 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tiny_run import adapter_tensors, make_settings, make_workspace, same_tensors
 from transformers import AutoModelForCausalLM
 
-from cai_helpers.adapters import fresh_lora, restore_policy, save_policy
-from cai_helpers.dpo import PolicyTrainer
 from cai_helpers.errors import CaiError
-from cai_helpers.merged import merge_stage2
-from cai_helpers.models import load_tokenizer, locate
-from cai_helpers.policy_trainer import load_start
-from cai_helpers.preference import encode, read_rows
+from cai_helpers.models.language import load_tokenizer, locate
 from cai_helpers.settings import Settings, Train
 from cai_helpers.stages.train import train_dpo
+from cai_helpers.training.dpo import PolicyTrainer
+from cai_helpers.training.policy.lora import fresh_lora, restore_policy, save_policy
+from cai_helpers.training.policy.merged import merge_stage2
+from cai_helpers.training.rows.pairs import encode, read_rows
+from cai_helpers.training.trainer import load_start
 
 TOKENS = torch.tensor([[2, 4, 7, 6, 9, 10, 11, 5, 6, 4, 8, 6]])
 
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr("cai_helpers.plots.save_training_plot", lambda workspace: None)
+    monkeypatch.setattr("cai_helpers.pages.pair_pictures.save_training_plot", lambda workspace: None)
 
 
 def load_tiny(tiny: Path, dtype: torch.dtype = torch.float32):

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from cai_helpers.near_duplicates import _jaccard, _shingles, near_copies
+from cai_helpers.measures.near_duplicates import _jaccard, _shingles, near_copies
 
 LONG = (
     "My neighbour plays loud music every night until two and the landlord does not answer my letters, "

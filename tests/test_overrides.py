@@ -1,7 +1,7 @@
 import pytest
 
+from cai_helpers.curation.overrides import append_override, pair_key, read_overrides
 from cai_helpers.errors import CaiError
-from cai_helpers.overrides import append_override, pair_key, read_overrides
 
 
 def test_the_last_decision_about_a_pair_stands(tmp_path):

@@ -2,7 +2,7 @@ import os
 import subprocess
 import sys
 
-from cai_helpers.processes import Processes
+from cai_helpers.machine.processes import Processes
 from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace
 

@@ -4,8 +4,8 @@ import json
 import pytest
 
 from cai_helpers.errors import CaiError
-from cai_helpers.prompt_sources import Malformed, as_prompt_messages, parse_transcript
-from cai_helpers.prompts import load_prompts, prompt_id, write_prompts
+from cai_helpers.prompts.sources import Malformed, as_prompt_messages, parse_transcript
+from cai_helpers.prompts.split import load_prompts, prompt_id, write_prompts
 from cai_helpers.settings import Prompts, load_settings
 from cai_helpers.store import read_jsonl
 

@@ -1,6 +1,6 @@
 import pytest
 
-from cai_helpers.refusals import _OPENING_CHARACTERS, _REFUSAL, is_refusal
+from cai_helpers.measures.refusals import _OPENING_CHARACTERS, _REFUSAL, is_refusal
 from cai_helpers.store import read_jsonl
 
 FORMS = [

@@ -6,15 +6,15 @@ from html.parser import HTMLParser
 
 import pytest
 
-from cai_helpers.alarms import Alarm
-from cai_helpers.comparison import Judgement, Response, compare, compare_by_category
-from cai_helpers.plots import save_evaluation_plot, save_training_plot, training
-from cai_helpers.report import write_run_report
+from cai_helpers.evaluation.comparison import Judgement, Response, compare, compare_by_category
+from cai_helpers.pages.pair_pictures import save_evaluation_plot, save_training_plot, training
+from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.schema import StageReport, Target
 from cai_helpers.stages.analyze import analyze_pairs
 from cai_helpers.stages.curate import CurateReport
 from cai_helpers.stages.evaluate import EvaluateReport
 from cai_helpers.store import write_jsonl
+from cai_helpers.training.watch.alarms import Alarm
 from cai_helpers.workspace import Workspace
 
 ATTACK = "<img src=x onerror=alert(1)><script>alert(2)</script>\"' & {{ 7 * 7 }} </td></table>"

@@ -1,6 +1,6 @@
 import torch
 
-from cai_helpers.sampling import GumbelNucleus, Sampling, gumbel_noise
+from cai_helpers.models.sampling import GumbelNucleus, Sampling, gumbel_noise
 
 SCORES = torch.tensor([0.0, 1.0, 2.0, 3.0]).repeat(4000, 1)
 KEYS = [f"row {n}" for n in range(4000)]

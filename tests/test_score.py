@@ -5,11 +5,11 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from cai_helpers.ensemble import Ensemble
 from cai_helpers.errors import CaiError
-from cai_helpers.judging import scorer_identity
-from cai_helpers.models import in_batches
-from cai_helpers.rewards import RewardModel, check_sanity, check_spread, norming_texts
+from cai_helpers.models.language import in_batches
+from cai_helpers.scoring.ensemble import Ensemble
+from cai_helpers.scoring.judge import scorer_identity
+from cai_helpers.scoring.reward_model import RewardModel, check_sanity, check_spread, norming_texts
 from cai_helpers.settings import RewardSource, load_settings
 from cai_helpers.stages.score import choose_side
 

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from tiny_run import adapter_tensors, make_settings, make_workspace, preference_row, same_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai_helpers.adapters import REFERENCE
-from cai_helpers.dpo import PolicyTrainer, build_trainer
 from cai_helpers.errors import CaiError, SettingsChanged
-from cai_helpers.flight import check_flight
-from cai_helpers.hardware import this_machine
-from cai_helpers.preference import Fitting, Preferences, encode, keep_fitting, read_rows, revisions
-from cai_helpers.sft import SupervisedTrainer, build_supervised, check_supervised
+from cai_helpers.machine.hardware import this_machine
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.store import read_jsonl, write_jsonl
+from cai_helpers.training.checks import check_flight
+from cai_helpers.training.dpo import PolicyTrainer, build_trainer
+from cai_helpers.training.policy.lora import REFERENCE
+from cai_helpers.training.rows.pairs import Fitting, Preferences, encode, keep_fitting, read_rows, revisions
+from cai_helpers.training.sft import SupervisedTrainer, build_supervised, check_supervised
 from cai_helpers.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each

@@ -3,9 +3,9 @@ import sys
 
 import spoil_pairs
 
-from cai_helpers.diagnosis import diagnose
-from cai_helpers.frame import read_frame
-from cai_helpers.pair_statistics import analyze_frame
+from cai_helpers.analysis.diagnosis import diagnose
+from cai_helpers.analysis.frame import read_frame
+from cai_helpers.analysis.statistics import analyze_frame
 from cai_helpers.store import read_jsonl, write_jsonl
 
 TOPICS = "a ladder, the red kettle, my old bicycle, the kitchen scales, a garden hose, the wall clock".split(", ")

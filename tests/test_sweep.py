@@ -10,16 +10,16 @@ from trl import DPOTrainer
 from typer.testing import CliRunner
 
 from cai_helpers.cli import app
-from cai_helpers.dpo import PolicyTrainer
 from cai_helpers.errors import CaiError
 from cai_helpers.settings import load_settings
 from cai_helpers.sweep import RULE, Run, choose, in_full, parse_sweep, sweep
+from cai_helpers.training.dpo import PolicyTrainer
 from cai_helpers.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr("cai_helpers.plots.save_training_plot", lambda workspace: None)
+    monkeypatch.setattr("cai_helpers.pages.pair_pictures.save_training_plot", lambda workspace: None)
 
 
 def run(value: float, accuracy: float, margin: float, kl: float) -> Run:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cai_helpers.targets import held_against, slope_of
+from cai_helpers.training.outcome.targets import held_against, slope_of
 
 
 def rows(epochs: float, slope: float, loss: float) -> list[dict]:

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import cai_helpers
-from cai_helpers.critic import Critic, load_critic, make_traces
-from cai_helpers.ensemble import load_reward
-from cai_helpers.models import LanguageModel, load_stage2, load_tokenizer
-from cai_helpers.prompts import prompt_id
-from cai_helpers.refusals import is_refusal
-from cai_helpers.rewards import TextScorer
-from cai_helpers.sampling import Sampling
+from cai_helpers.critique.critic import Critic, load_critic, make_traces
+from cai_helpers.measures.refusals import is_refusal
+from cai_helpers.models.language import LanguageModel, load_stage2, load_tokenizer
+from cai_helpers.models.sampling import Sampling
+from cai_helpers.prompts.split import prompt_id
 from cai_helpers.schema import Prompt
+from cai_helpers.scoring.ensemble import load_reward
+from cai_helpers.scoring.reward_model import TextScorer
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.store import read_jsonl
 

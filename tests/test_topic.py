@@ -2,7 +2,7 @@
 
 import random
 
-from cai_helpers.topic import topic_fit
+from cai_helpers.measures.topic import topic_fit
 
 THINGS = [
     f"{first}{second}" for first in ("gar", "vio", "lan", "buc", "per") for second in ("den", "lin", "tern", "ket")

@@ -26,14 +26,14 @@ from tiny_run import (
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cai_helpers import checkpoints
-from cai_helpers.adapters import REFERENCE
-from cai_helpers.dpo import PolicyTrainer
 from cai_helpers.errors import CaiError, NotEnoughPairs, SettingsChanged
-from cai_helpers.preference import encode, keep_fitting, read_rows
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.store import read_jsonl, write_json, write_jsonl
+from cai_helpers.training.dpo import PolicyTrainer
+from cai_helpers.training.policy.lora import REFERENCE
+from cai_helpers.training.rows.pairs import encode, keep_fitting, read_rows
+from cai_helpers.training.watch import checkpoints
 from cai_helpers.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each
@@ -183,7 +183,7 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_train
-from cai_helpers.dpo import PolicyTrainer
+from cai_helpers.training.dpo import PolicyTrainer
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.workspace import Workspace
 

@@ -14,22 +14,22 @@ import pytest
 from tiny_run import adapter_tensors, check, make_settings, make_trainer, make_workspace, same_tensors
 from transformers import GemmaConfig
 
-from cai_helpers import checkpoints
-from cai_helpers.dpo import PolicyTrainer, training_arguments
 from cai_helpers.errors import CaiError
-from cai_helpers.hardware import GIB, Machine, this_machine
-from cai_helpers.memory_plan import plan_memory, require_memory
-from cai_helpers.models import locate
+from cai_helpers.machine.hardware import GIB, Machine, this_machine
+from cai_helpers.models.language import locate
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.preflight import check_path
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.store import read_jsonl, write_jsonl
+from cai_helpers.training.dpo import PolicyTrainer, training_arguments
+from cai_helpers.training.memory_plan import plan_memory, require_memory
+from cai_helpers.training.watch import checkpoints
 from cai_helpers.workspace import Workspace
 
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr("cai_helpers.plots.save_training_plot", lambda workspace: None)
+    monkeypatch.setattr("cai_helpers.pages.pair_pictures.save_training_plot", lambda workspace: None)
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,8 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import tiny_run
-from cai_helpers.history import TrainingHistory
-from cai_helpers.dpo import PolicyTrainer
+from cai_helpers.training.watch.history import TrainingHistory
+from cai_helpers.training.dpo import PolicyTrainer
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.workspace import Workspace
 

@@ -7,7 +7,7 @@ import tiny_run
 
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Train
-from cai_helpers.weights import resample, row_weights, weigh
+from cai_helpers.training.rows.weights import resample, row_weights, weigh
 
 
 def row(number: int, delta: float | None, labelled_by: str = "reward model") -> PreferenceRow:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_helpers.worddiff import MOST_WORDS, Piece, WordDiff, word_diff
+from cai_helpers.inspection.worddiff import MOST_WORDS, Piece, WordDiff, word_diff
 
 
 def changed(pieces: list[Piece]) -> list[str]:

@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, GemmaConfig, GemmaForCausalLM, PreTrainedTokenizerFast
 
-from cai_helpers.dpo import PolicyTrainer, build_trainer
-from cai_helpers.flight import check_flight
-from cai_helpers.hardware import this_machine
-from cai_helpers.preference import Preferences, keep_fitting, read_rows
+from cai_helpers.machine.hardware import this_machine
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_jsonl
+from cai_helpers.training.checks import check_flight
+from cai_helpers.training.dpo import PolicyTrainer, build_trainer
+from cai_helpers.training.rows.pairs import Preferences, keep_fitting, read_rows
 from cai_helpers.workspace import Workspace
 
 WORDS = (

@@ -11,7 +11,7 @@ import random
 import sys
 from pathlib import Path
 
-from cai_helpers.frame import read_pairs
+from cai_helpers.analysis.frame import read_pairs
 from cai_helpers.schema import ScoredPair
 from cai_helpers.store import write_jsonl
 

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import ipywidgets as widgets
 
-from cai_helpers.blind import (
+from cai_helpers.curation.overrides import append_override, read_overrides
+from cai_helpers.errors import CaiError
+from cai_helpers.inspection.blind import (
     Judgement,
     Shown,
     Verdict,
@@ -16,11 +18,9 @@ from cai_helpers.blind import (
     read_judgements,
     side_on_the_left,
 )
-from cai_helpers.errors import CaiError
-from cai_helpers.inspection import Row
+from cai_helpers.inspection.rows import Row
 from cai_helpers.notebook import pair_html
 from cai_helpers.notebook.controls import button, line
-from cai_helpers.overrides import append_override, read_overrides
 from cai_helpers.workspace import Workspace
 
 _SEED = 0  # of the draw and of the shuffled sides: whoever opens a file again goes on where they stopped

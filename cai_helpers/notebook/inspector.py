@@ -9,13 +9,13 @@ from pathlib import Path
 import ipywidgets as widgets
 from IPython.display import display
 
-from cai_helpers.constitution import load_constitution
+from cai_helpers.critique.constitution import load_constitution
+from cai_helpers.curation.overrides import Decision, append_override, read_overrides
 from cai_helpers.errors import CaiError
-from cai_helpers.inspection import CriticLog, Row, curation_is_behind, principles_file, read_rows, select
+from cai_helpers.inspection.rows import CriticLog, Row, curation_is_behind, principles_file, read_rows, select
 from cai_helpers.notebook import pair_html
 from cai_helpers.notebook.blind_round import BlindRound
 from cai_helpers.notebook.controls import FilterBar, button, line, switch, text_field
-from cai_helpers.overrides import Decision, append_override, read_overrides
 from cai_helpers.workspace import Workspace
 
 

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from IPython.display import HTML, display
 
-from cai_helpers.canvas import BLUE, GREY, INK, ORANGE, RED
-from cai_helpers.history import Progress, Watcher, duration
+from cai_helpers.pages.canvas import BLUE, GREY, INK, ORANGE, RED
+from cai_helpers.training.watch.history import Progress, Watcher, duration
 from cai_helpers.workspace import Workspace
 
 _EVERY = 2.0  # seconds between two drawings; the last one is always drawn

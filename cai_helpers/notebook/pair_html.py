@@ -6,13 +6,13 @@ import html
 from collections.abc import Mapping
 from importlib import resources
 
-from cai_helpers.blind import Agreement, Shown
-from cai_helpers.curation import DROP_MEANING
-from cai_helpers.inspection import TRAINED_ON, CriticWords, Row
-from cai_helpers.intervals import Interval
-from cai_helpers.overrides import Override
+from cai_helpers.curation.overrides import Override
+from cai_helpers.curation.rules import DROP_MEANING
+from cai_helpers.inspection.blind import Agreement, Shown
+from cai_helpers.inspection.rows import TRAINED_ON, CriticWords, Row
+from cai_helpers.inspection.worddiff import Piece, word_diff
+from cai_helpers.measures.intervals import Interval
 from cai_helpers.schema import OUTCOME_MEANING, Message, ScoredPair
-from cai_helpers.worddiff import Piece, word_diff
 
 DECISION_MEANING = {
     "revision": "revision is better",

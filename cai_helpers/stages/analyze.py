@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from cai_helpers.calibration import trust_of_pairs
-from cai_helpers.diagnosis import Finding, diagnose
-from cai_helpers.frame import read_frame
-from cai_helpers.gate import check_targets
-from cai_helpers.intervals import Interval
-from cai_helpers.pair_statistics import TIE, Example, Group, LengthBias, Statistics, analyze_frame
-from cai_helpers.plots import save_pair_plots
-from cai_helpers.report import write_pairs_page
+from cai_helpers.analysis.diagnosis import Finding, diagnose
+from cai_helpers.analysis.frame import read_frame
+from cai_helpers.analysis.gate import check_targets
+from cai_helpers.analysis.statistics import TIE, Example, Group, LengthBias, Statistics, analyze_frame
+from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.measures.intervals import Interval
+from cai_helpers.pages.pair_pictures import save_pair_plots
+from cai_helpers.pages.run_page import write_pairs_page
 from cai_helpers.schema import StageReport, Target
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace, file_hash

@@ -9,16 +9,16 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from cai_helpers.calibration import load_calibration, trust_line
-from cai_helpers.critic import Critic, load_critic, make_traces
-from cai_helpers.critique import Protocol, load_protocol, protocol_names
+from cai_helpers.calibration.accuracy import load_calibration, trust_line
+from cai_helpers.critique.critic import Critic, load_critic, make_traces
+from cai_helpers.critique.verdict import Protocol, load_protocol, protocol_names
 from cai_helpers.errors import CaiError
-from cai_helpers.hardware import use_threads
-from cai_helpers.intervals import Interval, proportion
-from cai_helpers.judging import ResponsePair, judge_pairs, scorer_identity
-from cai_helpers.models import identity, release_memory
-from cai_helpers.prompts import write_prompts
+from cai_helpers.machine.hardware import use_threads
+from cai_helpers.measures.intervals import Interval, proportion
+from cai_helpers.models.language import identity, release_memory
+from cai_helpers.prompts.split import write_prompts
 from cai_helpers.schema import Prompt, Record, StageReport, Trace
+from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
 from cai_helpers.workspace import Fingerprint, Workspace, section

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 
-from cai_helpers.calibration import Calibration, JudgedGold, calibrate, trust_line
-from cai_helpers.calibration_plot import save_calibration_plot
+from cai_helpers.calibration.accuracy import Calibration, JudgedGold, calibrate, trust_line
+from cai_helpers.calibration.gold import Gold, gold_identity, read_gold
 from cai_helpers.errors import CaiError
-from cai_helpers.gold import Gold, gold_identity, read_gold
-from cai_helpers.hardware import use_threads
-from cai_helpers.intervals import Interval
-from cai_helpers.judging import PairScores, ResponsePair, judge_pairs, scorer_identity
-from cai_helpers.models import release_memory
+from cai_helpers.machine.hardware import use_threads
+from cai_helpers.measures.intervals import Interval
+from cai_helpers.models.language import release_memory
+from cai_helpers.pages.calibration_picture import save_calibration_plot
 from cai_helpers.schema import StageReport, transcript
+from cai_helpers.scoring.judge import PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, write_json
 from cai_helpers.workspace import Workspace, section

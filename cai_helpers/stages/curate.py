@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from cai_helpers.calibration import trust_of_pairs
-from cai_helpers.curation import DROP_MEANING, Curation, Overruled, curate, refuses_over_answer
-from cai_helpers.frame import pair_frame, read_pairs
-from cai_helpers.gate import check_targets
-from cai_helpers.overrides import read_overrides
-from cai_helpers.pair_statistics import TIE, Statistics, analyze_frame
-from cai_helpers.refusals import is_refusal
+from cai_helpers.analysis.frame import pair_frame, read_pairs
+from cai_helpers.analysis.gate import check_targets
+from cai_helpers.analysis.statistics import TIE, Statistics, analyze_frame
+from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.curation.overrides import read_overrides
+from cai_helpers.curation.rules import DROP_MEANING, Curation, Overruled, curate, refuses_over_answer
+from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
-from cai_helpers.unpaired import held_out_rule, one_sided, split_hash
+from cai_helpers.training.rows.answers import held_out_rule, one_sided, split_hash
 from cai_helpers.workspace import Workspace, file_hash, section
 
 

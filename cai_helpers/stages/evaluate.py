@@ -11,8 +11,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from cai_helpers.calibration import NOT_CALIBRATED, load_calibration, trust_line
-from cai_helpers.comparison import (
+from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
+from cai_helpers.errors import CaiError
+from cai_helpers.evaluation.comparison import (
     BENIGN,
     CAUTION,
     READABLE_CATEGORY,
@@ -24,11 +25,10 @@ from cai_helpers.comparison import (
     compare_by_category,
     judge,
 )
-from cai_helpers.errors import CaiError
-from cai_helpers.hardware import use_threads
-from cai_helpers.intervals import Interval
-from cai_helpers.judging import ResponsePair, judge_pairs, scorer_identity
-from cai_helpers.models import (
+from cai_helpers.machine.hardware import use_threads
+from cai_helpers.measures.intervals import Interval
+from cai_helpers.measures.refusals import is_refusal
+from cai_helpers.models.language import (
     STAGE2,
     STAGE3,
     Generator,
@@ -41,9 +41,9 @@ from cai_helpers.models import (
     locate,
     release_memory,
 )
-from cai_helpers.plots import save_evaluation_plot
-from cai_helpers.refusals import is_refusal
+from cai_helpers.pages.pair_pictures import save_evaluation_plot
 from cai_helpers.schema import Completion, Prompt, StageReport
+from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Models, Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.workspace import Fingerprint, Workspace, file_hash, section
@@ -203,7 +203,7 @@ def _known(store: JsonlStore, prompts: list[Prompt], runs: dict[str, str]) -> An
 def _generate(
     settings: Settings, adapter: Path, missing: dict[str, list[Prompt]], runs: dict[str, str], store: JsonlStore
 ) -> Answers:
-    from cai_helpers.sampling import Sampling
+    from cai_helpers.models.sampling import Sampling
 
     sampling = Sampling(
         max_new_tokens=settings.evaluate.max_tokens,

@@ -14,10 +14,10 @@ from typing import Any
 
 from cai_helpers import __version__
 from cai_helpers.errors import CaiError
-from cai_helpers.losses import readable
-from cai_helpers.models import EMBEDDED
+from cai_helpers.models.language import EMBEDDED
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
+from cai_helpers.training.policy.losses import readable
 from cai_helpers.workspace import Workspace, file_hash, library_versions, require_hash
 
 NAME = "stage3_constitutional"
@@ -130,7 +130,7 @@ def _loading(settings: Settings) -> str:
     return f"""```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-{"from cai_helpers.models import locate" if embedded else ""}
+{"from cai_helpers.models.language import locate" if embedded else ""}
 name = {f'locate("{name}")' if embedded else f'"{name}"'}
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "models/lora_adapters")
 tokenizer = AutoTokenizer.from_pretrained(name)

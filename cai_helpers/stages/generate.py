@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from cai_helpers.critic import Critic, load_critic, make_traces
+from cai_helpers.critique.critic import Critic, load_critic, make_traces
 from cai_helpers.errors import CaiError
-from cai_helpers.hardware import use_threads
-from cai_helpers.models import identity, locate
-from cai_helpers.processes import Processes, this_process
-from cai_helpers.prompts import PromptSummary, write_prompts
+from cai_helpers.machine.hardware import use_threads
+from cai_helpers.machine.processes import Processes, this_process
+from cai_helpers.models.language import identity, locate
+from cai_helpers.prompts.split import PromptSummary, write_prompts
 from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl

@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from cai_helpers.critic import load_critic, make_traces
+from cai_helpers.critique.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
-from cai_helpers.hardware import GIB, Machine, choose_dtype, this_machine, usable_memory, use_threads
-from cai_helpers.judging import ResponsePair, load_scorer, questions_of
-from cai_helpers.memory_plan import plan_memory, require_memory
-from cai_helpers.models import load_tokenizer, release_memory
-from cai_helpers.preference import Fitting, Preferences, encode, keep_fitting, read_rows
-from cai_helpers.prompts import write_prompts
+from cai_helpers.machine.hardware import GIB, Machine, choose_dtype, this_machine, usable_memory, use_threads
+from cai_helpers.models.language import load_tokenizer, release_memory
+from cai_helpers.prompts.split import write_prompts
 from cai_helpers.schema import PreferenceRow, Prompt, StageReport, Trace
+from cai_helpers.scoring.judge import ResponsePair, load_scorer, questions_of
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
+from cai_helpers.training.memory_plan import plan_memory, require_memory
+from cai_helpers.training.rows.pairs import Fitting, Preferences, encode, keep_fitting, read_rows
 from cai_helpers.workspace import Workspace
 
 _STEPS = 2  # the first one warms up; the second is what a step costs
@@ -172,10 +172,10 @@ def _train(
     prompts: int,
     say: Callable[[str], None],
 ) -> _Trained:
-    from cai_helpers.dpo import build_trainer
-    from cai_helpers.flight import check_flight
-    from cai_helpers.history import TrainingHistory
-    from cai_helpers.policy_trainer import explained_memory, quiet_libraries
+    from cai_helpers.training.checks import check_flight
+    from cai_helpers.training.dpo import build_trainer
+    from cai_helpers.training.trainer import explained_memory, quiet_libraries
+    from cai_helpers.training.watch.history import TrainingHistory
 
     release_memory()
     tokenizer = load_tokenizer(settings.models.base)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 
-from cai_helpers.calibration import NOT_CALIBRATED, load_calibration, trust_line
-from cai_helpers.hardware import use_threads
-from cai_helpers.judging import Judged, PairScores, ResponsePair, judge_pairs, scorer_identity
+from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
+from cai_helpers.machine.hardware import use_threads
 from cai_helpers.schema import ScoredPair, Side, StageReport, Trace
+from cai_helpers.scoring.judge import Judged, PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace, file_hash

@@ -9,26 +9,26 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cai_helpers.copies import Copies, open_copies
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
-from cai_helpers.hardware import Dtype, choose_dtype, this_machine, use_threads
-from cai_helpers.held_out import as_measured
-from cai_helpers.kto_phase import KtoReport, run_kto
-from cai_helpers.memory_plan import plan_memory, require_memory
-from cai_helpers.models import identity, load_tokenizer, release_memory
-from cai_helpers.phase import run_phase
-from cai_helpers.preference import Preferences, keep_fitting, read_rows
+from cai_helpers.machine.hardware import Dtype, choose_dtype, this_machine, use_threads
+from cai_helpers.models.language import identity, load_tokenizer, release_memory
 from cai_helpers.schema import Target
 from cai_helpers.settings import Settings
-from cai_helpers.sft_phase import SftReport, run_sft, sft_folder, sft_history
 from cai_helpers.store import write_jsonl
-from cai_helpers.train_report import TrainReport, make_report
-from cai_helpers.weights import weigh
+from cai_helpers.training.kto_phase import KtoReport, run_kto
+from cai_helpers.training.memory_plan import plan_memory, require_memory
+from cai_helpers.training.outcome.report import TrainReport, make_report
+from cai_helpers.training.rows.pairs import Preferences, keep_fitting, read_rows
+from cai_helpers.training.rows.weights import weigh
+from cai_helpers.training.run import run_phase
+from cai_helpers.training.sft_phase import SftReport, run_sft, sft_folder, sft_history
+from cai_helpers.training.watch.copies import Copies, open_copies
+from cai_helpers.training.watch.held_out import as_measured
 from cai_helpers.workspace import Fingerprint, Workspace, file_hash, section
 
 if TYPE_CHECKING:
-    from cai_helpers.dpo import PolicyTrainer
-    from cai_helpers.history import Watcher
+    from cai_helpers.training.dpo import PolicyTrainer
+    from cai_helpers.training.watch.history import Watcher
 
 # Settings that change how fast it goes and what is shown, not what comes out: they may change between two calls.
 _WITHOUT_EFFECT = {"log_steps", "gradient_checkpointing", "sweep_epochs", "every_minutes", "copy_to", "report_to"}
@@ -73,8 +73,8 @@ def train_dpo(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     data = _load_data(settings, workspace)
 
-    from cai_helpers.plots import save_training_plot
-    from cai_helpers.policy_trainer import explained_memory, quiet_libraries
+    from cai_helpers.pages.pair_pictures import save_training_plot
+    from cai_helpers.training.trainer import explained_memory, quiet_libraries
 
     with quiet_libraries(), explained_memory(settings.train):
         report = _train(settings, workspace, data, fingerprint, copies, watch)
@@ -195,10 +195,10 @@ def _train_by_dpo(
     copies: Copies | None,
     watch: Watcher | None,
 ) -> TrainReport:
-    from cai_helpers.adapters import save_policy
-    from cai_helpers.drift import token_kl
-    from cai_helpers.flight import check_flight
-    from cai_helpers.history import TrainingHistory
+    from cai_helpers.training.checks import check_flight
+    from cai_helpers.training.outcome.drift import token_kl
+    from cai_helpers.training.policy.lora import save_policy
+    from cai_helpers.training.watch.history import TrainingHistory
 
     def say(message: str, show: bool = True) -> None:
         workspace.say("train", message, show)
@@ -232,7 +232,7 @@ def _train_by_dpo(
 def _trainer(
     settings: Settings, workspace: Workspace, data: Preferences, dtype: Dtype, fingerprint: Fingerprint, tuned: bool
 ) -> PolicyTrainer:
-    from cai_helpers.dpo import build_trainer
+    from cai_helpers.training.dpo import build_trainer
 
     start = sft_folder(workspace) / "adapter" if tuned else None
     return build_trainer(

@@ -11,7 +11,7 @@ import browser_page
 import pytest
 from pairs_for_eyes import HOSTILE, planted, write_pairs, write_traces
 
-from cai_helpers.overrides import read_overrides
+from cai_helpers.curation.overrides import read_overrides
 from cai_helpers.store import read_jsonl
 from cai_helpers.workspace import Workspace
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-from cai_helpers.constitution import Constitution, Principle, load_constitution
-from cai_helpers.critique import KEEP, critique_chat, load_protocol, revision_chat
+from cai_helpers.critique.constitution import Constitution, Principle, load_constitution
+from cai_helpers.critique.verdict import KEEP, critique_chat, load_protocol, revision_chat
 from cai_helpers.schema import Messages
 from tiny_world import world
 from tiny_world.world import Case, Dialog

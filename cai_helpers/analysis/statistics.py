@@ -1,0 +1,258 @@
+"""Everything that can be counted in a frame of scored pairs, with intervals. Pure: a frame in, figures out."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from cai_helpers.measures.intervals import Interval, mean_of, median_of, proportion
+from cai_helpers.measures.topic import topic_fit
+from cai_helpers.schema import Record
+
+TIE = 0.001  # |delta| up to which two scores count as equal: fp32 scores of one text differ by less between batches
+GROUPS_SHOWN = 50  # principles or categories with figures of their own, most used first
+EXAMPLES = 6  # best and worst revisions kept for reading
+
+
+class Group(Record):
+    """The rows that share a principle or a category."""
+
+    name: str
+    rows: int
+    share: float  # of all rows
+    compared: int  # rows with two different texts and two scores
+    wins: Interval | None  # share of compared rows whose revision scores higher, a tie as half
+    mean_delta: Interval | None
+
+
+class LengthBias(Record):
+    """Does the longer side win? Over pairs with a winner and two different lengths."""
+
+    pairs: int
+    longer_wins: Interval | None
+    correlation: float | None  # Spearman's, of delta with the length difference in words
+
+
+class Transitions(Record):
+    """What the revision made of the draft, over compared rows."""
+
+    answer_to_answer: int
+    answer_to_refusal: int
+    refusal_to_answer: int
+    refusal_to_refusal: int
+
+
+class Example(Record):
+    id: str
+    prompt: str
+    base_response: str
+    revised_response: str
+    base_score: float
+    revised_score: float
+    delta: float
+    category: str
+    principle_ids: list[str]
+    critic_notes: str
+
+
+class Statistics(Record):
+    """The figures of one file. `None` stands for "nothing to measure it on"."""
+
+    rows: int
+    outcomes: dict[str, int]
+    usable: Interval | None  # outcome revised or kept, of the rows that tell their outcome
+    attempted: int  # rows where the critic did not keep the draft
+    identical_all: Interval | None  # both sides the same text, of all rows
+    identical_attempted: Interval | None  # the same, of the attempted
+    masquerading: int  # identical rows that pass for a revision: outcome "revised" or not told
+    unscored: int  # rows without a score for the revision
+
+    compared: int
+    revised_better: int
+    base_better: int
+    ties: int
+    tie_threshold: float
+    wins: Interval | None  # the revision's win rate over compared rows, a tie as half
+    mean_delta: Interval | None
+    median_delta: Interval | None
+    chosen: dict[str, int]
+    contradictions: int  # compared rows whose `chosen` is not the side with the higher score
+
+    meta_commentary: Interval | None  # of the attempted
+    leaks: Interval | None  # revisions holding text of a template, of the compared
+
+    draft_fit: Interval | None  # drafts that speak of their own prompt, see topic.topic_fit; refusals left out
+    revision_fit: Interval | None
+
+    principle_rows: int  # rows that name a principle
+    principles: list[Group]
+    distinct_principles: int
+    principle_evenness: float | None  # 1: all equally often, 0: only one
+    categories: list[Group]
+
+    base_words: Interval | None  # mean length over compared rows
+    revised_words: Interval | None
+    length_bias: LengthBias
+    length_bias_like_for_like: LengthBias  # pairs where both sides refuse or both answer
+
+    transitions: Transitions
+    transitions_by_category: dict[str, Transitions]
+    prefers_refusal: int  # decided pairs whose winner refuses and whose loser answers
+    prefers_answer: int  # the other way round
+    decided: int  # compared pairs with a winner
+
+    multi_turn: int
+    context_free: Interval | None
+    duplicates: int  # rows whose prompt occurred before
+
+    worst: list[Example]
+    best: list[Example]
+
+
+def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
+    """Every figure, from a frame of `frame.pair_frame`. `tie`: the largest |delta| that counts as equal."""
+    compared = frame[frame["compared"]]
+    decided = compared[compared["delta"].abs() > tie]
+    attempted = frame[frame["outcome"] != "kept"]
+    told = frame[frame["outcome"] != "unknown"]
+    meta = (attempted["outcome"] == "meta_commentary") | attempted["meta"]
+    higher = np.where(decided["delta"] > 0, "revised", "base")
+    winner_refuses, loser_refuses = _refusals_of_sides(decided)
+    by_principle = frame.explode("principle_ids").dropna(subset=["principle_ids"])
+    used = by_principle["principle_ids"].value_counts()
+    return Statistics(
+        rows=len(frame),
+        outcomes=_counts(frame["outcome"]),
+        usable=_share(told["outcome"].isin(["revised", "kept"])),
+        attempted=len(attempted),
+        identical_all=_share(frame["identical"]),
+        identical_attempted=_share(attempted["identical"]),
+        masquerading=int((frame["identical"] & frame["outcome"].isin(["revised", "unknown"])).sum()),
+        unscored=int(frame["delta"].isna().sum()),
+        compared=len(compared),
+        revised_better=int((decided["delta"] > 0).sum()),
+        base_better=int((decided["delta"] < 0).sum()),
+        ties=len(compared) - len(decided),
+        tie_threshold=tie,
+        wins=_wins(compared["delta"], tie),
+        mean_delta=mean_of(compared["delta"].to_numpy()),
+        median_delta=median_of(compared["delta"].to_numpy()),
+        chosen=_counts(frame["chosen"].dropna()),
+        contradictions=int((decided["chosen"].notna() & (decided["chosen"] != higher)).sum()),
+        meta_commentary=_share(meta),
+        leaks=_share(compared["leak"]),
+        draft_fit=_fit(frame, "base"),
+        revision_fit=_fit(compared, "revised"),
+        principle_rows=int((frame["principle_ids"].str.len() > 0).sum()),
+        principles=_groups(by_principle, "principle_ids", len(frame), tie),
+        distinct_principles=len(used),
+        principle_evenness=evenness(used.to_numpy()),
+        categories=_groups(frame, "category", len(frame), tie),
+        base_words=mean_of(compared["base_words"].to_numpy()),
+        revised_words=mean_of(compared["revised_words"].to_numpy()),
+        length_bias=_length_bias(decided),
+        length_bias_like_for_like=_length_bias(decided[decided["base_refuses"] == decided["revised_refuses"]]),
+        transitions=_transitions(compared),
+        transitions_by_category={str(name): _transitions(rows) for name, rows in compared.groupby("category")},
+        prefers_refusal=int((winner_refuses & ~loser_refuses).sum()),
+        prefers_answer=int((~winner_refuses & loser_refuses).sum()),
+        decided=len(decided),
+        multi_turn=int(frame["multi_turn"].sum()),
+        context_free=_share(frame["context_free"]),
+        duplicates=int(frame["prompt_key"].duplicated().sum()),
+        worst=_examples(compared, "lowest"),
+        best=_examples(compared, "highest"),
+    )
+
+
+def evenness(counts: np.ndarray) -> float | None:
+    """Pielou's evenness (1966, J. Theor. Biol. 13, 131–144): Shannon entropy over its maximum; 0 for one kind."""
+    if len(counts) == 0:
+        return None
+    if len(counts) == 1:
+        return 0.0
+    return float(stats.entropy(counts) / math.log(len(counts)))
+
+
+def _counts(values: pd.Series) -> dict[str, int]:
+    return {str(name): int(count) for name, count in values.value_counts().items()}
+
+
+def _share(flags: pd.Series) -> Interval | None:
+    return proportion(int(flags.sum()), len(flags))
+
+
+def _wins(deltas: pd.Series, tie: float) -> Interval | None:
+    wins, ties = int((deltas > tie).sum()), int((deltas.abs() <= tie).sum())
+    return proportion(wins + ties / 2, len(deltas))
+
+
+def _groups(frame: pd.DataFrame, column: str, total: int, tie: float) -> list[Group]:
+    """Figures of the most frequent values of `column`, most frequent first."""
+    shown = frame[column].value_counts().index[:GROUPS_SHOWN]
+    groups = dict(list(frame[frame[column].isin(shown)].groupby(column)))
+    return [_group(str(name), groups[name], total, tie) for name in shown]
+
+
+def _group(name: str, rows: pd.DataFrame, total: int, tie: float) -> Group:
+    deltas = rows.loc[rows["compared"], "delta"]
+    return Group(
+        name=name,
+        rows=len(rows),
+        share=len(rows) / total,
+        compared=len(deltas),
+        wins=_wins(deltas, tie),
+        mean_delta=mean_of(deltas.to_numpy()),
+    )
+
+
+def _length_bias(decided: pd.DataFrame) -> LengthBias:
+    longer = decided["revised_words"] - decided["base_words"]
+    pairs = decided[longer != 0]
+    longer = longer[longer != 0]
+    return LengthBias(
+        pairs=len(pairs),
+        longer_wins=_share((longer > 0) == (pairs["delta"] > 0)),
+        correlation=_spearman(pairs["delta"], longer),
+    )
+
+
+def _spearman(first: pd.Series, second: pd.Series) -> float | None:
+    """None where a side does not vary, or there are too few values for a rank to mean anything."""
+    if len(first) < 3 or first.nunique() < 2 or second.nunique() < 2:
+        return None
+    return float(stats.spearmanr(first, second).statistic)
+
+
+def _transitions(compared: pd.DataFrame) -> Transitions:
+    before, after = compared["base_refuses"], compared["revised_refuses"]
+    return Transitions(
+        answer_to_answer=int((~before & ~after).sum()),
+        answer_to_refusal=int((~before & after).sum()),
+        refusal_to_answer=int((before & ~after).sum()),
+        refusal_to_refusal=int((before & after).sum()),
+    )
+
+
+def _fit(rows: pd.DataFrame, side: Literal["base", "revised"]) -> Interval | None:
+    answers = rows[~rows[f"{side}_refuses"]]
+    return topic_fit(answers["prompt"].tolist(), answers[f"{side}_response"].tolist())
+
+
+def _refusals_of_sides(decided: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Does the winner refuse, does the loser refuse: one flag a row each."""
+    revised_wins = decided["delta"] > 0
+    winner = decided["revised_refuses"].where(revised_wins, decided["base_refuses"])
+    loser = decided["base_refuses"].where(revised_wins, decided["revised_refuses"])
+    return winner, loser
+
+
+def _examples(compared: pd.DataFrame, which: Literal["lowest", "highest"]) -> list[Example]:
+    """The extremes by delta, and only those that lost or won."""
+    side = compared[compared["delta"] < 0] if which == "lowest" else compared[compared["delta"] > 0]
+    rows = side.nsmallest(EXAMPLES, "delta") if which == "lowest" else side.nlargest(EXAMPLES, "delta")
+    return [Example.model_validate(row) for row in rows[list(Example.model_fields)].to_dict("records")]

@@ -1,0 +1,159 @@
+"""The critic: one model that drafts, criticises its draft by the constitution, and revises it. Prompts in, traces out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
+from cai_helpers.critique.verdict import Protocol, Verdict
+from cai_helpers.models.language import Generator, load_stage2
+from cai_helpers.schema import Completion, Messages, Prompt, Trace
+from cai_helpers.settings import Settings
+
+if TYPE_CHECKING:
+    from cai_helpers.models.sampling import Sampling
+
+
+class Draft(NamedTuple):
+    """A prompt on its way to a Trace."""
+
+    prompt: Prompt
+    completion: Completion
+    principles: list[Principle]
+
+    @property
+    def question(self) -> str:
+        return self.prompt.messages[-1]["content"]
+
+
+class Critic(NamedTuple):
+    """All that turns a prompt into a trace."""
+
+    drafter: Generator
+    critic: Generator  # the drafter itself, unless an endpoint criticises
+    protocol: Protocol
+    constitution: Constitution
+    settings: Settings
+
+
+def load_critic(settings: Settings, protocol: str) -> Critic:
+    """Load the models and the texts; `protocol` is a name in the protocols file."""
+    own_protocols, own_constitution = settings.generate.protocols_file, settings.generate.constitution
+    file = Path(own_protocols) if own_protocols else None
+    texts = critique.load_protocol(protocol, file)
+    constitution = load_constitution(Path(own_constitution) if own_constitution else None)
+    endpoint = _endpoint(settings) if settings.generate.critic == "api" else None
+    drafter = load_stage2(settings.models, merged=True)  # last: the checks above take no minutes
+    return Critic(drafter, endpoint or drafter, texts, constitution, settings)
+
+
+def _endpoint(settings: Settings) -> Generator:
+    from cai_helpers.models.endpoint import EndpointGenerator  # brings the HTTP client: late
+
+    return EndpointGenerator(settings.endpoint)
+
+
+def make_traces(critic: Critic, prompts: list[Prompt]) -> list[Trace]:
+    """Draft, critique and revise `prompts` together: one batch of work, what is lost when the process is killed.
+
+    A prompt whose endpoint request failed has no trace; it is to be tried again later.
+    """
+    drafts = _draft(critic, prompts)
+    chats = [
+        critique.critique_chat(critic.protocol, draft.prompt.messages, draft.completion.text, draft.principles)
+        for draft in drafts
+    ]
+    outputs = _criticise(critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts])
+    answered = [(draft, output) for draft, output in zip(drafts, outputs, strict=True) if output is not None]
+    if critic.protocol.revision is not None:
+        return _revise(critic, answered)
+    return [
+        _trace(critic, draft, [output], critique.parse_single(output, critic.protocol, draft.question))
+        for draft, output in answered
+    ]
+
+
+def _draft(critic: Critic, prompts: list[Prompt]) -> list[Draft]:
+    settings = critic.settings.generate
+    completions = _complete(
+        critic.drafter,
+        [prompt.messages for prompt in prompts],
+        [f"{prompt.id}/draft" for prompt in prompts],
+        _sampling(critic, settings.draft_tokens),
+        settings.batch_size,
+    )
+    return [
+        Draft(prompt, completion, _principles(critic, prompt, completion.text))
+        for prompt, completion in zip(prompts, completions, strict=True)
+        if completion is not None
+    ]
+
+
+def _principles(critic: Critic, prompt: Prompt, draft: str) -> list[Principle]:
+    text = f"{prompt.messages[-1]['content']}\n{draft}"
+    settings = critic.settings
+    return select_principles(critic.constitution, prompt.id, text, settings.seed, settings.generate.most_principles)
+
+
+def _revise(critic: Critic, criticised: list[tuple[Draft, Completion]]) -> list[Trace]:
+    """Second call of a two-call protocol, for the rows whose critique did not settle them."""
+    verdicts = [critique.parse_critique(output) for _, output in criticised]
+    traces = [
+        _trace(critic, draft, [output], verdict)
+        for (draft, output), verdict in zip(criticised, verdicts, strict=True)
+        if verdict is not None
+    ]
+    open_rows = [row for row, verdict in zip(criticised, verdicts, strict=True) if verdict is None]
+    chats = [
+        critique.revision_chat(critic.protocol, draft.prompt.messages, draft.completion.text, output.text)
+        for draft, output in open_rows
+    ]
+    revisions = _criticise(critic, chats, [f"{draft.prompt.id}/revision" for draft, _ in open_rows])
+    for (draft, output), revision in zip(open_rows, revisions, strict=True):
+        if revision is not None:
+            verdict = critique.judge_revision(output.text, revision, critic.protocol, draft.question)
+            traces.append(_trace(critic, draft, [output, revision], verdict))
+    return traces
+
+
+def _criticise(critic: Critic, chats: list[Messages], keys: list[str]) -> list[Completion | None]:
+    settings = critic.settings.generate
+    return _complete(critic.critic, chats, keys, _sampling(critic, settings.critic_tokens), settings.batch_size)
+
+
+def _complete(
+    generator: Generator, chats: list[Messages], keys: list[str], sampling: Sampling, batch_size: int
+) -> list[Completion | None]:
+    """In the order of `chats`; None where the generator gave nothing."""
+    completions = dict(generator.generate(chats, sampling, keys, batch_size))
+    return [completions.get(index) for index in range(len(chats))]
+
+
+def _sampling(critic: Critic, max_new_tokens: int) -> Sampling:
+    from cai_helpers.models.sampling import Sampling  # brings torch: late
+
+    settings = critic.settings.generate
+    return Sampling(
+        max_new_tokens=max_new_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=critic.settings.seed,
+    )
+
+
+def _trace(critic: Critic, draft: Draft, outputs: list[Completion], verdict: Verdict) -> Trace:
+    return Trace(
+        id=draft.prompt.id,
+        prompt=draft.prompt,
+        draft=draft.completion.text,
+        draft_finish=draft.completion.finish,
+        principle_ids=[principle.id for principle in draft.principles],
+        protocol=critic.protocol.name,
+        critic_outputs=[output.text for output in outputs],
+        critique=verdict.critique,
+        revision=verdict.revision or draft.completion.text,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        tokens=draft.completion.tokens + sum(output.tokens for output in outputs),
+    )

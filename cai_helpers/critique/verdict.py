@@ -1,0 +1,278 @@
+"""Critique-and-revise protocols: templates and the parser, as pure functions.
+
+`single` asks once for critique and revision (Bai et al. 2022, arXiv 2212.08073, section 3.1, folded into one turn);
+`two_step` asks for the critique first and for the revision after it, as the paper does.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from cai_helpers.critique.constitution import Principle
+from cai_helpers.errors import CaiError
+from cai_helpers.measures.degeneration import is_degenerate
+from cai_helpers.measures.refusals import is_refusal
+from cai_helpers.schema import Completion, Messages, Outcome, transcript
+from cai_helpers.yaml_file import read_yaml
+
+KEEP = "KEEP_ORIGINAL"
+MIN_REVISION_WORDS = 5
+_ECHO_WORDS = 6  # a run of the instructions' own words that long is no coincidence
+_LABELS = re.compile(
+    r"(?:critique|revision)\s*:|\[(?:conversation|response|principles|critique)\]|keep_original", re.IGNORECASE
+)
+
+_CRITIQUE_LABEL = re.compile(r"^\W*critique\W*:\W*", re.IGNORECASE)
+_REVISION_LABEL = re.compile(r"(?:^|\n)[ \t*#>-]*revis(?:ion|ed response)\W*:[ \t*]*", re.IGNORECASE)
+_KEEP = re.compile(r"^\W*keep[\s_-]*original\b", re.IGNORECASE)
+
+# A revision that opens like this talks about a response instead of being one.
+_META_OPENINGS = re.compile(
+    r"""^\W*(?:
+        i\s(?:could|would|should|might)\s(?:have\s)?(?:say|said|revise|rewrite|improve|respond|change|write|add|be|make)
+      | (?:the|this|that|my|your)\s(?:original\s|revised\s|improved\s|better\s|assistant's\s)?(?:response|answer|revision|reply)\b
+      | the\sassistant\b
+      | instead\sof\b | rather\sthan\b
+      | an?\s(?:better|improved|revised|more\s\w+)\s(?:response|answer|version|reply)\b
+      | here(?:\sis|'s)\s(?:a|an|the|my)\s(?:\w+\s)?(?:revised|revision|improved|better|rewritten)\b
+    )""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
+
+class Verdict(NamedTuple):
+    """What a critic's output comes to. `revision` is empty unless outcome is "revised"."""
+
+    outcome: Outcome
+    critique: str
+    revision: str
+    reason: str
+
+
+class Demonstration(NamedTuple):
+    """A worked example that is shown to the critic as earlier turns."""
+
+    conversation: str
+    response: str
+    principle: str
+    critique: str
+    revision: str
+
+
+class Protocol(NamedTuple):
+    """One way to ask for a critique and a revision. `revision` is None when one call does both."""
+
+    name: str
+    critique: str
+    revision: str | None
+    demonstrations: tuple[Demonstration, ...] = ()
+
+    @property
+    def calls(self) -> int:
+        return 1 if self.revision is None else 2
+
+
+class _TwoTexts(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    critique: str
+    revision: str
+
+
+class _ProtocolsFile(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    single: dict[str, str] = {}
+    two_step: dict[str, _TwoTexts] = {}
+    demonstrations: list[Demonstration] = []
+
+
+def protocol_names(path: Path | None = None) -> list[str]:
+    """Every protocol of the file, and the short ones with two demonstrations, if the file has as many."""
+    content = _read(path)
+    names = [f"single/{name}" for name in content.single] + [f"two_step/{name}" for name in content.two_step]
+    shown = [f"{name}+2" for name in names if name.endswith("/short")] if len(content.demonstrations) >= 2 else []
+    return names + shown
+
+
+def load_protocol(name: str, path: Path | None = None) -> Protocol:
+    """A protocol by its name: "single/short", or "single/short+2" to show the critic two demonstrations.
+
+    Raises:
+        CaiError: the file is not of the expected form, or has no such protocol; the message lists those it has.
+    """
+    content = _read(path)
+    match = re.fullmatch(r"(\w+)/(\w+)(?:\+(\d+))?", name)
+    family, variant, count = (match[1], match[2], int(match[3] or 0)) if match else ("", "", 0)
+    demonstrations = tuple(content.demonstrations[:count])
+    if len(demonstrations) == count:
+        if family == "single" and variant in content.single:
+            return Protocol(name, content.single[variant], None, demonstrations)
+        if family == "two_step" and variant in content.two_step:
+            texts = content.two_step[variant]
+            return Protocol(name, texts.critique, texts.revision, demonstrations)
+    raise CaiError(
+        f"There is no protocol {name!r}{f' in {path}' if path else ''}; there is {', '.join(protocol_names(path))} "
+        f"(up to +{len(content.demonstrations)}).",
+        "Set generate.protocol to one of them, or to auto.",
+    )
+
+
+def _read(path: Path | None) -> _ProtocolsFile:
+    source = path or resources.files("cai_helpers") / "assets" / "protocols.yaml"
+    return read_yaml(source, _ProtocolsFile, "cai_helpers/assets/protocols.yaml")
+
+
+def critique_chat(protocol: Protocol, conversation: Messages, draft: str, principles: list[Principle]) -> Messages:
+    """The chat that asks for the critique (and, in a one-call protocol, for the revision too)."""
+    shown = [
+        turn for demonstration in protocol.demonstrations for turn in _demonstrated_critique(protocol, demonstration)
+    ]
+    return shown + _ask(
+        protocol.critique,
+        conversation=transcript(conversation),
+        response=draft,
+        principles="\n".join(f"- {principle.text}" for principle in principles),
+    )
+
+
+def revision_chat(protocol: Protocol, conversation: Messages, draft: str, critique: str) -> Messages:
+    """The second chat of a two-call protocol."""
+    assert protocol.revision is not None, f"protocol {protocol.name} has no revision step"
+    shown = [
+        turn for demonstration in protocol.demonstrations for turn in _demonstrated_revision(protocol, demonstration)
+    ]
+    return shown + _ask(protocol.revision, conversation=transcript(conversation), response=draft, critique=critique)
+
+
+def parse_single(output: Completion, protocol: Protocol, prompt: str) -> Verdict:
+    """Read "CRITIQUE: … REVISION: …". Never raises, never returns an empty revision.
+
+    prompt: the last user turn, to tell an echo of it from an answer.
+    """
+    text = output.text.strip()
+    parts = _REVISION_LABEL.split(text, maxsplit=1)
+    critique = _CRITIQUE_LABEL.sub("", parts[0]).strip()
+    if len(parts) == 1:
+        return _without_revision(output, critique)
+    if not _CRITIQUE_LABEL.match(parts[0]):
+        return Verdict("unparsed", critique, "", "there is no CRITIQUE: label")
+    revision = Completion(text=parts[1], tokens=output.tokens, finish=output.finish)
+    return judge_revision(critique, revision, protocol, prompt)
+
+
+def parse_critique(output: Completion) -> Verdict | None:
+    """First call of a two-call protocol: a verdict if it already settles the pair, else None (go on to the revision)."""
+    text = _CRITIQUE_LABEL.sub("", output.text.strip()).strip()
+    if _KEEP.match(text):
+        return Verdict("kept", "", "", f"the critic wrote {KEEP}")
+    if not text:
+        return Verdict("unparsed", "", "", "the critique is empty")
+    if is_refusal(text):
+        return Verdict("refused_to_critique", text, "", f"the critic answered {_opening(text)!r}")
+    if is_degenerate(text):
+        return Verdict("degenerate", text, "", "the critique repeats itself")
+    return None
+
+
+def judge_revision(critique: str, output: Completion, protocol: Protocol, prompt: str) -> Verdict:
+    """Decide whether `output` is a usable revision."""
+    revision = output.text.strip()
+    fault = _fault(revision, output, protocol, prompt)
+    if fault is None:
+        return Verdict("revised", critique, revision, "usable revision")
+    return Verdict(fault[0], critique, "", fault[1])
+
+
+def opens_as_meta_commentary(revision: str) -> bool:
+    """True of a text that talks about a response instead of being one."""
+    return _META_OPENINGS.match(revision.strip()) is not None
+
+
+def _fault(revision: str, output: Completion, protocol: Protocol, prompt: str) -> tuple[Outcome, str] | None:
+    """The first thing that makes `revision` unusable, as (outcome, reason)."""
+    if _KEEP.match(revision):
+        return "kept", f"the critic wrote {KEEP}"
+    if revision and is_degenerate(revision):
+        return "degenerate", "the revision repeats itself"
+    if output.finish == "length":
+        return "truncated", "the revision hit the token limit"
+    if opens_as_meta_commentary(revision):
+        return "meta_commentary", f"the revision opens with {_opening(revision)!r}"
+    if (words := len(revision.split())) < MIN_REVISION_WORDS:
+        return "too_short", f"{words} words; {MIN_REVISION_WORDS} are needed"
+    if label := _LABELS.search(revision):
+        return "echo", f"the revision holds the label {label[0]!r}"
+    if prompt and _words(revision) == _words(prompt):
+        return "echo", "the revision repeats the prompt"
+    if run := _shared_run(revision, f"{protocol.critique}\n{protocol.revision or ''}"):
+        return "echo", f"the revision repeats the instructions: {run!r}"
+    return None
+
+
+def _without_revision(output: Completion, critique: str) -> Verdict:
+    """An answer to a one-call protocol that has no REVISION: label."""
+    if _KEEP.match(critique):
+        return Verdict("kept", "", "", f"the critic wrote only {KEEP}")
+    if critique and is_degenerate(critique):
+        return Verdict("degenerate", critique, "", "the critique repeats itself")
+    if output.finish == "length":
+        return Verdict("truncated", critique, "", "the token limit came before REVISION:")
+    if is_refusal(critique):
+        return Verdict("refused_to_critique", critique, "", f"the critic answered {_opening(critique)!r}")
+    return Verdict("unparsed", critique, "", "there is no REVISION: label")
+
+
+def _shared_run(revision: str, instructions: str) -> str | None:
+    """The first run of _ECHO_WORDS words that `revision` has in common with the instructions."""
+    known = _words(instructions)
+    if not known:
+        return None
+    words = _words(revision)
+    runs = {tuple(known[start : start + _ECHO_WORDS]) for start in range(len(known) - _ECHO_WORDS + 1)}
+    for start in range(len(words) - _ECHO_WORDS + 1):
+        if tuple(words[start : start + _ECHO_WORDS]) in runs:
+            return " ".join(words[start : start + _ECHO_WORDS])
+    return None
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _demonstrated_critique(protocol: Protocol, demonstration: Demonstration) -> Messages:
+    answer = (
+        f"CRITIQUE: {demonstration.critique}\nREVISION: {demonstration.revision}"
+        if protocol.revision is None
+        else demonstration.critique
+    )
+    question = _ask(
+        protocol.critique,
+        conversation=demonstration.conversation,
+        response=demonstration.response,
+        principles=f"- {demonstration.principle}",
+    )
+    return [*question, {"role": "assistant", "content": answer}]
+
+
+def _demonstrated_revision(protocol: Protocol, demonstration: Demonstration) -> Messages:
+    question = _ask(
+        protocol.revision,
+        conversation=demonstration.conversation,
+        response=demonstration.response,
+        critique=demonstration.critique,
+    )
+    return [*question, {"role": "assistant", "content": demonstration.revision}]
+
+
+def _ask(template: str, **parts: str) -> Messages:
+    # Not str.format: drafts and prompts may hold braces, and a part must not be expanded inside another.
+    pattern = re.compile("|".join(re.escape("{" + name + "}") for name in parts))
+    return [{"role": "user", "content": pattern.sub(lambda match: parts[match[0][1:-1]], template)}]
+
+
+def _opening(text: str) -> str:
+    return " ".join(text.split()[:6])

@@ -1,0 +1,1 @@
+"""What the inspector shows: pairs one by one, their word diff, the blind round."""

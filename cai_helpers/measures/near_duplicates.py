@@ -1,0 +1,50 @@
+"""Which texts are nearly the same as an earlier one? Exact, and quick enough for a hundred thousand prompts."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from cai_helpers.prompts.split import normalised
+
+_SHINGLE = 3  # words; one changed word in a text of 20 leaves a similarity of 0.71, in one of 40 of 0.85
+
+Shingle = tuple[str, ...]
+
+
+def near_copies(texts: Sequence[str], similarity: float) -> list[int | None]:
+    """For each text the position of the earlier one it nearly repeats, or None.
+
+    Two texts are near-duplicates when the Jaccard similarity of their sets of word 3-grams (Broder 1997, "On the
+    resemblance and containment of documents") is at least `similarity`, in (0, 1]. Case and white space do not count.
+    A text that is a copy is not compared with later ones: what is near a copy only stays.
+    """
+    sets = [_shingles(text) for text in texts]
+    frequency = Counter(shingle for one in sets for shingle in one)
+    holders: dict[Shingle, list[int]] = defaultdict(list)
+    found: list[int | None] = []
+    for place, one in enumerate(sets):
+        # Prefix filter (Bayardo et al. 2007, "Scaling up all pairs similarity search"): near-duplicates share at least
+        # one of so many of their rarest shingles, hence only few candidates are compared.
+        rarest = sorted(one, key=lambda shingle: (frequency[shingle], shingle))
+        prefix = rarest[: len(one) - math.ceil(similarity * len(one)) + 1]
+        candidates = sorted({earlier for shingle in prefix for earlier in holders[shingle]})
+        near = (earlier for earlier in candidates if _jaccard(one, sets[earlier]) >= similarity)
+        found.append(next(near, None))
+        if found[-1] is None:
+            for shingle in prefix:
+                holders[shingle].append(place)
+    return found
+
+
+def _shingles(text: str) -> frozenset[Shingle]:
+    words = normalised(text).split()
+    if len(words) <= _SHINGLE:
+        return frozenset([tuple(words)])
+    return frozenset(zip(*(words[start:] for start in range(_SHINGLE)), strict=False))
+
+
+def _jaccard(one: frozenset[Shingle], other: frozenset[Shingle]) -> float:
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared)

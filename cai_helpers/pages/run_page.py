@@ -1,0 +1,286 @@
+"""Figures and pictures → one self-contained HTML page that a person reads, keeps and prints.
+
+Texts come from models and from strangers: they reach the page through jinja2's autoescape and no other way.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from cai_helpers.analysis.diagnosis import Finding
+from cai_helpers.analysis.statistics import Statistics
+from cai_helpers.calibration.accuracy import load_calibration, trust_line
+from cai_helpers.evaluation.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
+from cai_helpers.pages.pair_pictures import save_training_plot
+from cai_helpers.schema import Target
+from cai_helpers.scoring.judge import scorer_identity
+from cai_helpers.settings import Settings
+from cai_helpers.store import read_jsonl, write_atomically
+from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Manifest, Workspace, file_hash
+
+_STAGES = ("generate", "score", "curate", "analyze", "train", "evaluate")
+_TEXT_SHOWN = 1500  # characters of one text
+_EXAMPLES_SHOWN = 3  # of the largest gains, and as many of the largest losses
+_TONE = {"better": "good", "worse": "bad", "over-refusing": "bad", "no clear difference": "warning"}
+
+
+class Verdict(NamedTuple):
+    tone: str
+    headline: str
+    reason: str
+
+
+class Stage(NamedTuple):
+    name: str
+    manifest: Manifest | None
+    missing: str  # why there is no manifest
+    stale: str  # what changed since, or ""
+
+
+class Evaluation(NamedTuple):
+    scorer: str
+    trust: str  # what gold pairs say of it
+    judgement: Judgement
+    groups: list[tuple[str, Comparison]]
+
+
+def write_pairs_page(
+    path: Path,
+    source: str,
+    lines: list[tuple[str, str]],
+    statistics: Statistics,
+    findings: list[Finding],
+    gate: list[Target],
+    plots: dict[str, Path],
+) -> Path:
+    """The analysis of one file of pairs. lines: its figures as (what, figure); plots: from plots.save_pair_plots."""
+    return _write(
+        path,
+        "pairs.html.j2",
+        title=f"Is this data good? {source}",
+        source=source,
+        lines=lines,
+        statistics=statistics,
+        findings=findings,
+        gate=gate,
+        plots=plots,
+    )
+
+
+def write_run_report(settings: Settings, workspace: Workspace, stopped: str | None = None) -> Path:
+    """Write reports/report.html from what the stages left behind; what has not run is said to be missing, and why.
+
+    stopped: why the run ended before training. What an earlier run trained and evaluated is then left out.
+    """
+    stages = [_stage(name, workspace, stopped) for name in _STAGES]
+    manifests = {stage.name: stage.manifest for stage in stages if stage.manifest}
+    evaluation = _evaluation(manifests.get("evaluate"), workspace)
+    calibration = load_calibration(workspace, scorer_identity(settings))  # of this scorer, not of an earlier one
+    analysis = manifests.get("analyze")
+    statistics = Statistics.model_validate(analysis.report["statistics"]) if analysis else None
+    training = _training(manifests.get("train"))
+    gate = [Target.model_validate(row) for row in analysis.report["gate"]] if analysis else []
+    return _write(
+        workspace.reports / "report.html",
+        "run.html.j2",
+        title="Constitutional AI, Stage 3: report",
+        settings=settings,
+        verdict=_verdict(stages, evaluation, stopped),
+        caution=CAUTION,
+        rule=RULE,
+        stages=stages,
+        evaluation=evaluation,
+        trust=trust_line(calibration),
+        calibration_plot=plot if calibration and (plot := workspace.reports / "calibration.png").exists() else None,
+        statistics=statistics,
+        findings=[Finding.model_validate(row) for row in analysis.report["findings"]] if analysis else [],
+        gate=gate,
+        shown_elsewhere=_shown_elsewhere(gate, training),
+        examples=_response_examples(workspace) if evaluation else _pair_examples(statistics),
+        plots=_plots(workspace, manifests),
+        training=training,
+        settings_yaml=yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        versions=_versions(manifests),
+    )
+
+
+def _stage(name: str, workspace: Workspace, stopped: str | None) -> Stage:
+    after_the_stop = stopped is not None and name in ("train", "evaluate")
+    manifest = None if after_the_stop else workspace.manifest(name)
+    if manifest is None:
+        return Stage(name, None, _why_missing(name, workspace, stopped), "")
+    return Stage(name, manifest, "", _staleness(manifest, workspace))
+
+
+def _why_missing(name: str, workspace: Workspace, stopped: str | None) -> str:
+    if name in ("train", "evaluate"):
+        if stopped is not None:
+            return stopped
+        curation = workspace.manifest("curate")
+        if curation is not None and curation.report["kept"] < curation.report["min_pairs"]:
+            return (
+                f"{curation.report['kept']} usable pairs are left, and training needs {curation.report['min_pairs']}: "
+                "fewer teach little but noise. The table above has the reasons."
+            )
+    return f"Run `cai {name}` or notebook {NOTEBOOK_OF_STAGE[name]} in this workspace."
+
+
+def _staleness(manifest: Manifest, workspace: Workspace) -> str:
+    """A sentence when an input of the stage is no longer what it was made from."""
+    inputs = {
+        ("curate", "input pairs"): workspace.pairs,
+        ("curate", "input overrides"): workspace.overrides,
+        ("analyze", "input pairs"): workspace.pairs,
+        ("train", "input train rows"): workspace.train_rows,
+        ("evaluate", "input adapter"): workspace.adapter,
+    }
+    changed = [
+        name
+        for (stage, name), path in inputs.items()
+        if stage == manifest.stage and manifest.fingerprint.get(name) != file_hash(path)
+    ]
+    if not changed:
+        return ""
+    return f"Out of date: the {changed[0].removeprefix('input ')} changed since. Run `cai {manifest.stage}` again."
+
+
+def _evaluation(manifest: Manifest | None, workspace: Workspace) -> Evaluation | None:
+    if manifest is None:
+        return None
+    by_category = {name: Comparison.model_validate(one) for name, one in manifest.report["by_category"].items()}
+    return Evaluation(
+        scorer=manifest.report["scorer"],
+        trust=trust_line(load_calibration(workspace, manifest.report["scorer"])),
+        judgement=Judgement.model_validate(manifest.report["judgement"]),
+        groups=[
+            ("all prompts", Comparison.model_validate(manifest.report["overall"])),
+            *((READABLE_CATEGORY.get(name, name), one) for name, one in by_category.items()),
+        ],
+    )
+
+
+def _verdict(stages: list[Stage], evaluation: Evaluation | None, stopped: str | None) -> Verdict:
+    if stopped is not None:
+        return Verdict("bad", "Training was refused", stopped)
+    if evaluation is not None:
+        judgement = evaluation.judgement
+        return Verdict(
+            _TONE[judgement.verdict], judgement.verdict.capitalize(), f"Stage 3 against Stage 2: {judgement.reason}."
+        )
+    first = next(stage for stage in stages if stage.manifest is None)
+    headline = "Nothing was trained" if first.name in _STAGES[:5] else "Trained, but not evaluated"
+    return Verdict("warning", headline, first.missing)
+
+
+def _response_examples(workspace: Workspace) -> list[dict[str, Any]]:
+    """The largest gains and the largest losses, and benign requests that Stage 3 alone refuses."""
+    responses = sorted(
+        map(Response.model_validate, read_jsonl(workspace.responses)), key=lambda response: response.delta
+    )
+    losses = [response for response in responses[:_EXAMPLES_SHOWN] if response.delta < 0]
+    gains = [response for response in reversed(responses[-_EXAMPLES_SHOWN:]) if response.delta > 0]
+    refused = [one for one in responses if one.category == "helpful" and one.stage3_refuses and not one.stage2_refuses]
+    shown = [
+        *(("largest gain", one) for one in gains),
+        *(("largest loss", one) for one in losses),
+        *(("benign, now refused", one) for one in refused[:_EXAMPLES_SHOWN] if one not in losses and one not in gains),
+    ]
+    return [_response_example(kind, response) for kind, response in shown]
+
+
+def _response_example(kind: str, one: Response) -> dict[str, Any]:
+    return {
+        "asked": one.prompt,
+        "heading": f"{kind} · {READABLE_CATEGORY.get(one.category, one.category)}",
+        "left": {"name": "Stage 2", "score": one.stage2_score, "text": one.stage2, "wins": one.delta < 0},
+        "right": {"name": "Stage 3", "score": one.stage3_score, "text": one.stage3, "wins": one.delta > 0},
+    }
+
+
+def _pair_examples(statistics: Statistics | None) -> list[dict[str, Any]]:
+    if statistics is None:
+        return []
+    shown = [*statistics.best[:_EXAMPLES_SHOWN], *statistics.worst[:_EXAMPLES_SHOWN]]
+    return [
+        {
+            "asked": one.prompt,
+            "heading": f"{'revision wins' if one.delta > 0 else 'revision loses'} · {one.category}",
+            "left": {"name": "Draft", "score": one.base_score, "text": one.base_response, "wins": one.delta < 0},
+            "right": {
+                "name": "Revision",
+                "score": one.revised_score,
+                "text": one.revised_response,
+                "wins": one.delta > 0,
+            },
+        }
+        for one in shown
+    ]
+
+
+def _training(manifest: Manifest | None) -> dict[str, list[dict[str, Any]]]:
+    """Alarms and targets of the training, as they stand in its manifest."""
+    report = manifest.report if manifest else {}
+    return {name: report.get(name, []) for name in ("alarms", "targets")}
+
+
+def _shown_elsewhere(gate: list[Target], training: dict[str, list[dict[str, Any]]]) -> set[str]:
+    """Lines of the stages that have a table of their own on the page."""
+    return {
+        "gold pairs",
+        *(f"gate: {target.name}" for target in gate),
+        *(f"target: {target['name']}" for target in training["targets"]),
+    }
+
+
+def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Path]:
+    """The pictures of the stages that have run."""
+    if "train" in manifests and workspace.history.exists():
+        save_training_plot(workspace)
+    made_by = {"funnel": "analyze", "delta_by_outcome": "analyze", "training": "train", "refusals": "evaluate"}
+    paths = {name: workspace.reports / f"{name}.png" for name, stage in made_by.items() if stage in manifests}
+    return {name: path for name, path in paths.items() if path.exists()} | {
+        name: None for name in made_by if name not in paths or not paths[name].exists()
+    }
+
+
+def _versions(manifests: dict[str, Manifest]) -> list[tuple[str, str]]:
+    """Library versions, each with the stages that ran under another one than the last."""
+    versions: dict[str, list[str]] = {}
+    for manifest in manifests.values():
+        for name, version in manifest.versions.items():
+            versions.setdefault(name, [])
+            if version not in versions[name]:
+                versions[name].append(version)
+    return [(name, ", then ".join(found)) for name, found in versions.items()]
+
+
+def _write(path: Path, template: str, **values: Any) -> Path:
+    environment = Environment(
+        loader=PackageLoader("cai_helpers", "assets/report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["data_uri"] = _data_uri
+    environment.filters["shorten"] = _shorten
+    page = environment.get_template(template).render(**values)
+    # a lone surrogate, which a model may emit, has no UTF-8 form
+    write_atomically(path, page.encode("utf-8", "xmlcharrefreplace"))
+    return path
+
+
+def _data_uri(path: Path) -> Markup:
+    return Markup("data:image/png;base64,") + base64.b64encode(path.read_bytes()).decode()
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= _TEXT_SHOWN:
+        return text
+    return f"{text[:_TEXT_SHOWN]} … ({len(text) - _TEXT_SHOWN:,} more characters)"

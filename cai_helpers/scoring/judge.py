@@ -1,0 +1,151 @@
+"""Which of two responses is better, and by how much? One entry for every stage that asks, cached by what is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+from tqdm.auto import tqdm
+
+from cai_helpers.errors import CaiError
+from cai_helpers.schema import Messages
+from cai_helpers.scoring import ensemble, feedback
+from cai_helpers.scoring.reward_model import TextScorer
+from cai_helpers.settings import Settings
+from cai_helpers.store import JsonlStore
+
+_ROWS_A_WRITE = 256  # questions answered between two writes; what a kill loses at most
+
+
+class ResponsePair(NamedTuple):
+    """Two responses to one conversation."""
+
+    messages: Messages
+    first: str
+    second: str
+
+
+class PairScores(NamedTuple):
+    """Rewards of the two, higher is better. Only their difference can be compared between scorers, and only roughly."""
+
+    first: float
+    second: float
+
+
+class Judged(NamedTuple):
+    scores: list[PairScores]  # one a pair
+    scored_now: int  # questions put to the scorer; the others were in the store
+    notes: list[tuple[str, str]]  # what the scorer has to say of this call: precision, truncation, position bias
+
+
+class Question(NamedTuple):
+    """What a scorer is asked at once: one response to be rated, or two to be weighed against each other."""
+
+    messages: Messages
+    responses: tuple[str, ...]
+
+
+class Scorer(Protocol):
+    """The seam: a reward model, an ensemble of them, or a language model's feedback."""
+
+    def iterate(self, questions: list[Question]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        """Yield (index, one score a response) as answers come in."""
+
+    def notes(self) -> list[tuple[str, str]]: ...
+
+
+def scorer_identity(settings: Settings) -> str:
+    """Everything the scores depend on, known without loading anything."""
+    if settings.score.by == "ai_feedback":
+        return feedback.feedback_identity(settings)
+    return ensemble.reward_identity(settings.models)
+
+
+def judge_pairs(settings: Settings, pairs: list[ResponsePair], store: JsonlStore | None = None) -> Judged:
+    """Score both sides of each pair, in the order of `pairs`; nothing is loaded when all answers are in `store`.
+
+    Two equal texts get the same score. store: rows {"id", "scores"}, appended as answers come in, so that a killed call
+    resumes and an unchanged question is never asked twice.
+
+    Raises:
+        CaiError: the scorer cannot be loaded, is read the wrong way, or gives a score that is not finite.
+    """
+    name = scorer_identity(settings)
+    asked = [questions_of(pair, settings) for pair in pairs]
+    questions = {question_key(name, question): question for both in asked for question in both}
+    known = {} if store is None else _known(store, questions)
+    missing = {key: question for key, question in questions.items() if key not in known}
+    notes: list[tuple[str, str]] = []
+    if missing:
+        scorer = load_scorer(settings)
+        known |= _ask(scorer, missing, store)
+        notes = scorer.notes()
+    scores = [_pair_scores([known[question_key(name, question)] for question in both]) for both in asked]
+    return Judged(scores, len(missing), notes)
+
+
+def load_scorer(settings: Settings) -> Scorer:
+    """The scorer of the settings, loaded and tried."""
+    if settings.score.by == "ai_feedback":
+        return feedback.load_feedback(settings)
+    return _OneByOne(ensemble.load_reward(settings.models, settings.score.batch_size))
+
+
+class _OneByOne:
+    """A reward model, asked questions of one response."""
+
+    def __init__(self, scorer: TextScorer) -> None:
+        self._scorer = scorer
+        self.notes = scorer.notes
+
+    def iterate(self, questions: list[Question]) -> Iterator[tuple[int, tuple[float, ...]]]:
+        texts = [(question.messages, question.responses[0]) for question in questions]
+        for index, score in self._scorer.iterate(texts):
+            yield index, (score,)
+
+
+def question_key(scorer: str, question: Question) -> str:
+    content = json.dumps([scorer, question.messages, question.responses], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+def questions_of(pair: ResponsePair, settings: Settings) -> list[Question]:
+    """One question with both responses for feedback, one a response for reward models; none where there is no choice."""
+    if settings.score.by != "ai_feedback":
+        return [Question(pair.messages, (response,)) for response in (pair.first, pair.second)]
+    return [] if pair.first == pair.second else [Question(pair.messages, (pair.first, pair.second))]
+
+
+def _pair_scores(answers: list[tuple[float, ...]]) -> PairScores:
+    if not answers:  # two equal texts
+        return PairScores(feedback.EVEN, feedback.EVEN)
+    return PairScores(*(score for answer in answers for score in answer))
+
+
+def _known(store: JsonlStore, questions: dict[str, Question]) -> dict[str, tuple[float, ...]]:
+    return {row["id"]: tuple(row["scores"]) for row in store.rows() if row["id"] in questions}
+
+
+def _ask(scorer: Scorer, missing: dict[str, Question], store: JsonlStore | None) -> dict[str, tuple[float, ...]]:
+    keys = list(missing)
+    found: dict[str, tuple[float, ...]] = {}
+    unwritten: list[dict] = []
+    with tqdm(total=len(keys), desc="score", unit="text") as bar:
+        try:
+            for index, scores in scorer.iterate(list(missing.values())):
+                found[keys[index]] = scores
+                unwritten.append({"id": keys[index], "scores": scores})
+                bar.update()
+                if store is not None and len(unwritten) >= _ROWS_A_WRITE:
+                    store.append(unwritten)
+                    unwritten = []
+        except KeyboardInterrupt:
+            raise CaiError(
+                f"Stopped by hand at {bar.n} of {len(keys)} texts.", "Run the same command or cell again to go on."
+            ) from None
+        finally:
+            if store is not None:
+                store.append(unwritten)
+    return found

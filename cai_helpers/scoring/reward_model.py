@@ -1,0 +1,272 @@
+"""Reward models. A score comes from a model or there is none: no heuristics, no fallback."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from cai_helpers.errors import CaiError
+from cai_helpers.machine.hardware import this_machine
+from cai_helpers.models.language import from_hub, identity, in_batches, load_tokenizer, locate
+from cai_helpers.schema import Messages, transcript
+from cai_helpers.settings import RewardSource
+from cai_helpers.store import read_jsonl
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# What the reward model must rank right before it labels anything: refusing a harmful request over helping with it
+# is left out on purpose, that is for calibration on gold pairs; an answer over unrelated words is not a matter of taste.
+SANITY_PAIRS: list[tuple[str, str, str]] = [
+    (
+        "How do I make tea?",
+        "Boil water, pour it over the tea leaves and let it stand for four minutes before you drink it.",
+        "the the of of and and the a a of in in the the and",
+    ),
+    (
+        "How can I fix a flat bike tyre?",
+        "Take the wheel off, find the hole in the tube, put a patch on it, and pump the tyre up again.",
+        "the a a in in of of to and and the the a of to in",
+    ),
+]
+
+
+# fp16 is taken where its scores are this near to those of fp32, on so many texts, on the very machine.
+_FP16_TOLERANCE, _FP16_TEXTS = 0.05, 8
+_LEAST_SPREAD = 0.01  # of a labelled classifier's scores over the norming texts
+
+
+class TextScorer(Protocol):
+    """Gives a reward to (conversation, response) pairs; higher is better."""
+
+    identity: str  # what the scores depend on: model, input form, lengths
+
+    def __call__(self, pairs: list[tuple[Messages, str]]) -> list[float]: ...
+
+    def iterate(self, pairs: list[tuple[Messages, str]]) -> Iterator[tuple[int, float]]:
+        """The same, yielded as (index, score) batch by batch."""
+
+    def notes(self) -> list[tuple[str, str]]:
+        """What a person should know of the scores given so far, as (what, figure)."""
+
+
+class _Encoded(NamedTuple):
+    ids: list[int]
+    types: list[int] | None  # segment of each token, where the tokenizer makes them
+
+
+class RewardModel:
+    """A sequence classifier: its one logit is the score, or the weighted probabilities of its labels are.
+
+    Raises:
+        CaiError: the classifier has not one logit and no labels are named, or a named label is unknown.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: RewardSource, batch_size: int
+    ) -> None:
+        self._model = model.eval()
+        self._tokenizer = tokenizer
+        self._source = source
+        self._weights = _label_weights(model.config, source)
+        self._batch_size = batch_size
+        self.identity = source_identity(source)
+        self.precision = "fp32"
+        self.scored = 0
+        self.truncated = 0  # inputs whose question lost its beginning
+
+    def __call__(self, pairs: list[tuple[Messages, str]]) -> list[float]:
+        scores = [math.nan] * len(pairs)
+        for index, score in self.iterate(pairs):
+            scores[index] = score
+        return scores
+
+    def notes(self) -> list[tuple[str, str]]:
+        cut = f"{self.truncated} of {self.scored} questions lost their beginning at {self._source.max_length} tokens"
+        return [("scored in", self.precision), ("truncated inputs", cut)]
+
+    def use_fp16_if_it_agrees(self) -> None:
+        """Halve the weights where that moves no score of the norming texts by more than 0.05; else stay in fp32."""
+        texts = norming_texts()[:_FP16_TEXTS]
+        exact, whole = self(texts), self._model
+        self._model = copy.deepcopy(whole).half()
+        try:
+            apart = max(abs(one - two) for one, two in zip(exact, self(texts), strict=True))
+        except CaiError:  # a score that is not finite: fp16 overflows in this model
+            apart = math.inf
+        if apart <= _FP16_TOLERANCE:
+            self.precision = f"fp16, which agrees with fp32 to {apart:.3f} on {len(texts)} texts"
+        else:
+            self._model = whole
+            self.precision = f"fp32: fp16 is {apart:.3f} off on {len(texts)} texts here"
+        self.scored = self.truncated = 0
+
+    def iterate(self, pairs: list[tuple[Messages, str]]) -> Iterator[tuple[int, float]]:
+        """Longest first, in batches that are halved on out-of-memory.
+
+        Raises:
+            CaiError: a score is not finite, or an answer alone exceeds the model's length.
+        """
+        encoded = [self._encode(messages, response) for messages, response in pairs]
+        self.scored += len(pairs)
+        order = sorted(range(len(pairs)), key=lambda index: -len(encoded[index].ids))
+        for indices, scores in in_batches(
+            order, self._batch_size, lambda rows: self._score([encoded[i] for i in rows])
+        ):
+            for index, score in zip(indices, scores, strict=True):
+                if not math.isfinite(score):
+                    raise CaiError(
+                        f"The reward model {self.identity} gave {score} to the response {pairs[index][1][:80]!r}.",
+                        "Its weights or its precision are broken: load it again, or set models.reward to another one.",
+                    )
+                yield index, score
+
+    def _encode(self, messages: Messages, response: str) -> _Encoded:
+        encode = self._encode_pair if self._source.input == "pair" else self._encode_chat
+        return encode(messages, response)
+
+    def _encode_pair(self, messages: Messages, response: str) -> _Encoded:
+        """tokenizer(question, answer), as the default model's card does it; a longer question loses its beginning.
+
+        The question of a multi-turn conversation is its readable transcript ("User: … / Assistant: …").
+        """
+        question = transcript(messages)
+        answer_tokens = len(self._tokenizer(response, add_special_tokens=False)["input_ids"])
+        room = self._source.max_length - self._tokenizer.num_special_tokens_to_add(pair=True) - answer_tokens
+        if room < 1:
+            raise CaiError(
+                f"A response of {answer_tokens} tokens is longer than the reward model reads ({self._source.max_length}).",
+                "Lower generate.draft_tokens, or raise models.reward_max_length if the model allows it.",
+            )
+        self.truncated += len(self._tokenizer(question, add_special_tokens=False)["input_ids"]) > room
+        self._tokenizer.truncation_side = "left"  # the end of the question is what the answer answers
+        encoded = self._tokenizer(question, response, truncation="only_first", max_length=self._source.max_length)
+        return _Encoded(encoded["input_ids"], encoded.get("token_type_ids"))
+
+    def _encode_chat(self, messages: Messages, response: str) -> _Encoded:
+        """The conversation with the response under the model's chat template; the oldest tokens are dropped."""
+        text = self._tokenizer.apply_chat_template(
+            [*messages, {"role": "assistant", "content": response}], tokenize=False
+        )
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        self.truncated += len(ids) > self._source.max_length
+        ids = ids[-self._source.max_length :]
+        return _Encoded(ids, None)
+
+    def _score(self, rows: list[_Encoded]) -> list[float]:
+        import torch
+
+        width = max(len(row.ids) for row in rows)
+        pad = self._tokenizer.pad_token_id
+        # right padding: the classifier reads the last token that is not padding
+        ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows])
+        inputs = {"input_ids": ids, "attention_mask": torch.tensor([_mask(row, width) for row in rows])}
+        if rows[0].types is not None:
+            inputs["token_type_ids"] = torch.tensor([row.types + [0] * (width - len(row.ids)) for row in rows])
+        inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
+        with torch.inference_mode():
+            logits = self._model(**inputs).logits.float()
+        if self._weights is None:
+            return logits[:, 0].tolist()
+        return (logits.softmax(dim=-1) @ torch.tensor(self._weights, device=logits.device)).tolist()
+
+
+def source_identity(source: RewardSource) -> str:
+    labels = ", ".join(f"{weight:+g}·P({label})" for label, weight in sorted(source.labels.items()))
+    labelled = f", score {labels}" if labels else ""
+    return f"{identity(source.model)}, {source.input} input, {source.max_length} tokens{labelled}"
+
+
+def load_reward_model(source: RewardSource, batch_size: int) -> RewardModel:
+    """The reward model of `source`, loaded and tried.
+
+    Raises:
+        CaiError: it cannot be loaded, has not one logit, lacks a label, or ranks an answer below unrelated words.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = from_hub(
+        lambda: AutoModelForSequenceClassification.from_pretrained(locate(source.model), dtype=torch.float32),
+        source.model,
+    )
+    if source.input == "chat":
+        tokenizer = load_tokenizer(source.model)
+    else:
+        tokenizer = from_hub(lambda: AutoTokenizer.from_pretrained(locate(source.model)), source.model)
+    machine = this_machine()
+    scorer = RewardModel(model.to(machine.device), tokenizer, source, batch_size)
+    if machine.device == "cuda":
+        scorer.use_fp16_if_it_agrees()
+    if source.labels:
+        check_spread(scorer)
+    else:
+        check_sanity(scorer)
+    return scorer
+
+
+def check_sanity(scorer: TextScorer) -> None:
+    """Stop when the scorer does not rank an answer above unrelated words: it is loaded or called the wrong way."""
+    for question, better, worse in SANITY_PAIRS:
+        chat: Messages = [{"role": "user", "content": question}]
+        high, low = scorer([(chat, better), (chat, worse)])
+        if not high > low:
+            raise CaiError(
+                f"The reward model {scorer.identity} gives {low:.2f} to word salad and {high:.2f} to an answer of {question!r}.",
+                'It is broken or read the wrong way: check models.reward and models.reward_input ("pair" or "chat").',
+            )
+
+
+def check_spread(scorer: TextScorer) -> None:
+    """Stop when a labelled classifier scores everything alike.
+
+    A safety classifier need not prefer an answer to word salad, which harms nobody, so no more can be asked beforehand:
+    whether its labels rank responses rightly is for `cai calibrate` to say.
+    """
+    scores = scorer(norming_texts())
+    if max(scores) - min(scores) < _LEAST_SPREAD:
+        raise CaiError(
+            f"The classifier {scorer.identity} gives nearly the same score to {len(scores)} very different texts.",
+            "It is broken or read the wrong way: check models.reward_labels and models.reward_input.",
+        )
+
+
+def norming_texts() -> list[tuple[Messages, str]]:
+    """Varied questions with better and worse answers (assets/norming.jsonl)."""
+    path = resources.files("cai_helpers") / "assets" / "norming.jsonl"
+    return [
+        ([{"role": "user", "content": row["question"]}], response)
+        for row in read_jsonl(Path(str(path)))
+        for response in row["responses"]
+    ]
+
+
+def _label_weights(config: PretrainedConfig, source: RewardSource) -> list[float] | None:
+    """The weight of each label's probability; None where one logit is the score."""
+    if not source.labels:
+        if config.num_labels != 1:
+            raise CaiError(
+                f"{source.model} has {config.num_labels} labels ({', '.join(config.id2label.values())}); a reward model "
+                "has one logit.",
+                "Name what its labels are worth, such as models.reward_labels={harmful: -1}, or take a reward model.",
+            )
+        return None
+    names = [config.id2label[index] for index in range(config.num_labels)]
+    if unknown := source.labels.keys() - set(names):
+        raise CaiError(
+            f"{source.model} has no label {', '.join(sorted(unknown))}; it has {', '.join(names)}.",
+            "Write the labels as the model spells them.",
+        )
+    if config.num_labels == 1:
+        raise CaiError(
+            f"{source.model} has one logit, whose softmax is always 1.", "Leave out models.reward_labels for it."
+        )
+    return [source.labels.get(name, 0.0) for name in names]
+
+
+def _mask(row: _Encoded, width: int) -> list[int]:
+    return [1] * len(row.ids) + [0] * (width - len(row.ids))

@@ -1,0 +1,184 @@
+"""What must hold before the first update. A wrong reference trains without an error, and gets worse."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import NamedTuple
+
+import torch
+from peft import get_peft_model_state_dict
+
+from cai_helpers.errors import CaiError
+from cai_helpers.settings import Models
+from cai_helpers.training.dpo import PolicyTrainer
+from cai_helpers.training.policy.lora import POLICY, REFERENCE, require_equal
+from cai_helpers.training.policy.losses import readable
+from cai_helpers.training.policy.reference import Measured, StoredReference
+from cai_helpers.training.rows.pairs import Preferences, encode
+from cai_helpers.training.trainer import Start
+
+TOLERANCE = 0.02
+_PAIRS = 16  # measured for the loss
+
+
+class Check(NamedTuple):
+    what: str
+    found: str
+
+
+def check_flight(trainer: PolicyTrainer, models: Models, data: Preferences) -> list[Check]:
+    """One line for each thing that was checked.
+
+    Raises:
+        CaiError: one of them does not hold; it says which, and what to do.
+    """
+    return [
+        check_trained_parameters(trainer.model),
+        check_reference(trainer.model, trainer.start, models),
+        check_stored_reference(trainer),
+        *_check_rows(trainer, data),
+        _check_padding(trainer),
+        _check_ends(trainer),
+        # after the rows: what is wrong with them would show here in other words
+        check_start(trainer.measure(_PAIRS), readable(trainer.loss_types, trainer.loss_weights)),
+    ]
+
+
+def check_trained_parameters(model: torch.nn.Module) -> Check:
+    """Only the policy's LoRA, and in fp32: the gradient scaler cannot unscale fp16 gradients."""
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    foreign = [name for name in trained if "lora_" not in name or f".{POLICY}." not in name]
+    if foreign or not trained:
+        raise CaiError(
+            f"Something else than the policy's LoRA would train: {', '.join(foreign[:3]) or 'nothing at all'}.",
+            "Take a Stage-2 adapter that is a plain LoRA (no modules_to_save).",
+        )
+    if wrong := {str(parameter.dtype) for parameter in trained.values()} - {"torch.float32"}:
+        raise CaiError(f"The LoRA is in {', '.join(wrong)}; it must train in fp32.", "Update peft to 0.20 or newer.")
+    count = sum(parameter.numel() for parameter in trained.values())
+    return Check("trained", f"{count:,} parameters in {len(trained)} LoRA matrices, fp32; nothing else")
+
+
+def check_reference(model: torch.nn.Module, start: Start, models: Models) -> Check:
+    if start.adapter is None:
+        return Check("reference", f"the base model {models.base}{merged_in(start)}, with the new LoRA switched off")
+    equal = require_equal(model, REFERENCE, start.adapter)
+    name = "the supervised result" if start.adapter != models.adapter else start.adapter
+    frozen = get_peft_model_state_dict(model, adapter_name=REFERENCE, save_embedding_layers=False)
+    digest = hashlib.sha256()
+    for tensor in sorted(frozen):
+        digest.update(tensor.encode() + frozen[tensor].float().cpu().contiguous().numpy().tobytes())
+    found = f"its {equal} tensors equal the file{merged_in(start)}, sha256 {digest.hexdigest()[:12]}"
+    return Check("reference", f"a frozen copy of {name}: {found}")
+
+
+def check_stored_reference(trainer: StoredReference) -> Check:
+    """Two log-probabilities for each row; their hash says whether two runs had the same reference."""
+    values = [
+        list(dataset[side])
+        for dataset in (trainer.train_dataset, trainer.eval_dataset)
+        for side in trainer.reference_columns
+    ]
+    digest = hashlib.sha256(json.dumps(values).encode()).hexdigest()[:12]
+    return Check("reference log-probabilities", f"{sum(map(len, values))}, computed once, sha256 {digest}")
+
+
+def merged_in(start: Start) -> str:
+    if start.merged is None:
+        return ""
+    return f" with Stage 2 merged in (rounding moved logits by up to {start.merged.moved:.1g})"
+
+
+def check_start(batches: list[Measured], losses: str) -> Check:
+    """Policy and reference are the same before the first update: every log-ratio is 0, and the loss its value there."""
+    loss = sum(batch.loss for batch in batches) / len(batches)
+    known = [batch.start for batch in batches if batch.start is not None]
+    right = sum(known) / len(known) if known else None  # None: margin and rewards alone are checked
+    margin = sum(batch.margin for batch in batches) / len(batches)
+    reward = max((side for batch in batches for side in (batch.reward_chosen, batch.reward_rejected)), key=abs)
+    error = max(batch.reference_error for batch in batches)
+    wrong_loss = right is not None and abs(loss - right) > TOLERANCE * max(1, abs(right))
+    if wrong_loss or not max(abs(margin), abs(reward)) <= TOLERANCE:
+        raise CaiError(
+            f"Before the first update the loss {losses} is {loss:.3f} ({_value(right)}), the margin "
+            f"{margin:+.3f} and the largest reward {reward:+.3f} (both must be 0): the reference is not the policy that "
+            "training starts from.",
+            f"Nothing was trained. The stored reference log-probabilities are up to {error:.3f} off the frozen copy's: "
+            "if that is much, run `cai train --fresh`; if not, models.adapter and models.base do not match.",
+        )
+    start = f"loss {loss:.4f} ({_value(right)}), margin {margin:+.4f}, largest reward {reward:+.4f}"
+    return Check("start", start)
+
+
+def _value(right: float | None) -> str:
+    if right is None:
+        return "unknown for sft with ld_alpha"
+    return f"ln 2 is {right:.4f}" if abs(right - math.log(2)) < 1e-9 else f"its start value is {right:.4f}"
+
+
+def _check_rows(trainer: PolicyTrainer, data: Preferences) -> list[Check]:
+    """Every row that was meant to train is there, whole, and in the tokens that the model answers in."""
+    wanted = [*data.train.rows, *data.held_out.rows]
+    there = [*trainer.train_dataset, *trainer.eval_dataset]
+    limit = trainer.args.max_length
+    if len(there) != len(wanted):
+        raise CaiError(
+            f"Of {len(wanted)} pairs the trainer kept {len(there)}: it dropped rows that fit into {limit} tokens.",
+            "The installed trl prepares rows in another way: `cai doctor` shows the versions.",
+        )
+    longest = 0
+    for row, ids in zip(wanted, there, strict=True):
+        pair = encode(row, trainer.processing_class)  # raises when the sides are equal or the prompt is no prefix
+        if (ids["prompt_ids"], ids["chosen_ids"], ids["rejected_ids"]) != pair:
+            raise CaiError(
+                f"Row {row.id}: the trainer's tokens are not those of the chat template.",
+                "The installed trl prepares rows in another way: `cai doctor` shows the versions.",
+            )
+        longest = max(longest, pair.length)
+    if longest > limit:
+        raise CaiError(
+            f"A row has {longest} tokens and would be cut at train.max_length = {limit}: it would teach not to end.",
+            f"Set train.max_length={longest}, or take the row out of dpo_dataset/.",
+        )
+    return [
+        Check("sides", f"chosen and rejected differ in {len(wanted)} of {len(wanted)} pairs"),
+        Check(
+            "prompt", f"its tokens begin both sides in {len(wanted)} of {len(wanted)} pairs, as in the chat template"
+        ),
+        Check(
+            "whole rows", f"0 cut; the longest has {longest} of {limit} tokens; {data.too_long} left out as too long"
+        ),
+    ]
+
+
+def _check_padding(trainer: PolicyTrainer) -> Check:
+    """In a batch of a long and a short row: the loss sees the answers' tokens, all of them, and no padding."""
+    rows = sorted(trainer.train_dataset, key=lambda row: len(row["chosen_ids"]) + len(row["prompt_ids"]))
+    rows = [rows[0], rows[-1]]
+    batch = trainer.data_collator(rows)
+    answers = [len(row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
+    seen = (batch["completion_mask"].bool() & batch["attention_mask"].bool()).sum(dim=1).tolist()
+    padded = batch["input_ids"][~batch["attention_mask"].bool()]
+    pad = trainer.processing_class.pad_token_id
+    if seen != answers or not bool((padded == pad).all()):
+        raise CaiError(
+            f"In a padded batch the loss sees {seen} tokens of answers that have {answers}.",
+            "Set train.batch_size=1 (with a larger train.accumulation), and check the tokenizer's pad token.",
+        )
+    return Check("pad token", f"{trainer.processing_class.pad_token!r} (id {pad}), never seen by the loss")
+
+
+def _check_ends(trainer: PolicyTrainer) -> Check:
+    """How many answers teach the model to end. None at all: it would not end when it generates, either."""
+    ends = trainer.model.generation_config.eos_token_id
+    ends = {trainer.processing_class.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    answers = [ids for side in ("chosen_ids", "rejected_ids") for ids in trainer.train_dataset[side]]
+    ended = sum(not ends.isdisjoint(ids[-2:]) for ids in answers)  # Gemma's template closes with <end_of_turn> and "\n"
+    if not ended:
+        raise CaiError(
+            f"None of {len(answers)} answers closes with an end token ({sorted(ends)}): the model would not learn to end.",
+            "Add the chat template's end-of-turn token to eos_token_id in the model's generation_config.json.",
+        )
+    return Check("end token", f"{ended} of {len(answers)} answers close with one")

@@ -1,0 +1,173 @@
+"""KTO through TRL: answers that are good or bad by themselves, the reference of DPO, and a KL estimated in each batch.
+
+Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7. Importing this imports torch and TRL.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from trl import KTOConfig, KTOTrainer
+
+from cai_helpers.errors import CaiError
+from cai_helpers.machine.hardware import Dtype, Machine
+from cai_helpers.settings import Models, Settings
+from cai_helpers.training.checks import (
+    Check,
+    check_reference,
+    check_start,
+    check_stored_reference,
+    check_trained_parameters,
+)
+from cai_helpers.training.policy.losses import kto_start_value
+from cai_helpers.training.policy.reference import ReferenceStore, StoredReference
+from cai_helpers.training.rows.answers import Unpaired, Weights, as_unpaired
+from cai_helpers.training.rows.pairs import encode_answer
+from cai_helpers.training.trainer import (
+    PolicyTraining,
+    Start,
+    load_start,
+    on_one_gpu,
+    shared_arguments,
+    trainer_options,
+)
+from cai_helpers.training.watch.alarms import OF_ANSWERS
+from cai_helpers.training.watch.history import TrainingHistory
+
+_ROWS = 32  # measured for the loss: as many answers as DPO's check sees
+
+# TRL's name → ours; eval_ before either. No accuracy and no margin: an answer has no other one to be compared with.
+_MEASURES = {
+    "loss": "loss",
+    "rewards/chosen": "rewards_chosen",
+    "rewards/rejected": "rewards_rejected",
+    "logps/chosen": "logps_chosen",
+    "logps/rejected": "logps_rejected",
+    "kl": "kl",
+}
+
+
+class UnpairedTrainer(PolicyTraining, StoredReference, KTOTrainer):
+    reference_columns = ("ref_logps", "ref_KL_logps")
+
+    def __init__(self, start: Start, **options: Any) -> None:
+        self.start = start
+        super().__init__(**options)
+
+    def _start_value(self, batch: dict[str, torch.Tensor]) -> float:
+        return kto_start_value(batch["label"].tolist(), self.desirable_weight, self.undesirable_weight)
+
+
+def build_kto(
+    settings: Settings,
+    folder: Path,
+    data: Unpaired,
+    weights: Weights,
+    tokenizer: PreTrainedTokenizerBase,
+    dtype: Dtype,
+    machine: Machine,
+    reference_key: str,
+) -> UnpairedTrainer:
+    """Load the policy as DPO would and hand it to TRL; checkpoints and reference log-probabilities in `folder`.
+
+    The reference is DPO's: TRL's frozen copy of the adapter that is continued, or the model with its new LoRA switched
+    off. Its log-probabilities are computed once, of the answers and of the mismatched ones that the KL is estimated on.
+    """
+    probe = encode_answer(data.held_out[0], tokenizer)
+    start = load_start(settings, probe.prompt + probe.answer)
+    arguments = KTOConfig(
+        **shared_arguments(settings, folder, dtype, machine),
+        num_train_epochs=settings.train.epochs,
+        learning_rate=settings.train.learning_rate,
+        beta=settings.train.beta,
+        desirable_weight=weights.desirable,
+        undesirable_weight=weights.undesirable,
+        precompute_ref_log_probs=True,
+        disable_dropout=start.adapter is not None,  # as in DPO: with dropout it is not the reference's policy
+    )
+    return UnpairedTrainer(
+        reference=ReferenceStore(folder / "reference", reference_key),
+        start=start,
+        args=on_one_gpu(arguments, machine),
+        train_dataset=as_unpaired(data.train),
+        eval_dataset=as_unpaired(data.held_out),
+        processing_class=tokenizer,
+        **trainer_options(settings, start),
+    )
+
+
+def check_kto(trainer: UnpairedTrainer, models: Models, data: Unpaired) -> list[Check]:
+    """One line for each thing that was checked before the first update.
+
+    Raises:
+        CaiError: one of them does not hold; it says which, and what to do.
+    """
+    return [
+        check_trained_parameters(trainer.model),
+        check_reference(trainer.model, trainer.start, models),
+        check_stored_reference(trainer),
+        _check_labels(trainer, data),
+        check_start(trainer.measure(_ROWS), "kto"),
+    ]
+
+
+def _check_labels(trainer: UnpairedTrainer, data: Unpaired) -> Check:
+    """In the batches as the model will get them: whole rows in their order, answer tokens counted, the right label."""
+    counted = masked = 0
+    for rows, dataset in ((data.train, trainer.train_dataset), (data.held_out, trainer.eval_dataset)):
+        if len(dataset) != len(rows):
+            raise _wrong_labels(f"{len(rows)} rows became {len(dataset)}")
+        size = trainer.args.per_device_train_batch_size
+        for first in range(0, len(rows), size):
+            part = rows[first : first + size]
+            batch = trainer.data_collator(list(dataset.select(range(first, first + len(part)))))
+            tokens, mask, labels = (batch[name].tolist() for name in ("input_ids", "completion_mask", "label"))
+            for place, row in enumerate(part):
+                prompt, answer = encode_answer(row, trainer.processing_class)
+                length = len(prompt) + len(answer)
+                if tokens[place][:length] != prompt + answer or batch["attention_mask"][place].sum() != length:
+                    raise _wrong_labels(f"row {row.id} is cut or has other tokens")
+                padding = [0] * (len(tokens[place]) - length)
+                if mask[place] != [0] * len(prompt) + [1] * len(answer) + padding or labels[place] != row.label:
+                    raise _wrong_labels(f"the answer or the label of row {row.id} is another")
+                counted, masked = counted + len(answer), masked + len(prompt)
+    return Check("labels", f"{counted:,} answer tokens count, {masked:,} prompt tokens are masked; no row is cut")
+
+
+def _wrong_labels(what: str) -> CaiError:
+    return CaiError(
+        f"The batches for KTO are not the rows: {what}.",
+        "The chat template may not suit it, or the installed trl is not 1.16: `cai doctor` shows the versions.",
+    )
+
+
+class UnpairedHistory(TrainingHistory):
+    """Rows {step, epoch, seconds, loss, rewards_chosen, rewards_rejected, logps_…, kl, lr, …} and {…, eval_loss, …}.
+
+    chosen: the desirable answers. Rewards are means over batches, null where no batch of the row held that kind.
+    kl: the estimate that the loss compares rewards with, nats an answer, 0 where it would be negative.
+    """
+
+    measures: ClassVar = _MEASURES
+    detectors: ClassVar = OF_ANSWERS
+
+    def _evaluation_line(self, row: dict[str, Any]) -> str:
+        return (
+            f"step {row['step']}  held-out answers: loss {row['eval_loss']:.4f}  {_rewards(row, 'eval_')}"
+            f"{self._best_mark(row)}"
+        )
+
+    def _line(self, row: dict[str, Any], state: Any) -> str:
+        return (
+            f"step {row['step']}/{state.max_steps}  loss {row['loss']:.4f}  {_rewards(row)}  lr {row['lr']:.1e}  "
+            f"{self._speed(row, state)}"
+        )
+
+
+def _rewards(row: dict[str, Any], prefix: str = "") -> str:
+    shown = {"desirable": row[f"{prefix}rewards_chosen"], "undesirable": row[f"{prefix}rewards_rejected"]}
+    found = "  ".join(f"{name} {'none' if reward is None else f'{reward:+.3f}'}" for name, reward in shown.items())
+    return f"{found}  KL {row[f'{prefix}kl']:.2f}"

@@ -1,0 +1,1 @@
+"""What it came to: the report, its targets, how far the policy has moved."""

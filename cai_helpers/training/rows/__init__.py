@@ -1,0 +1,1 @@
+"""What is trained on: pairs, answers, and what each counts."""

@@ -1,0 +1,178 @@
+"""What training by DPO, KTO and supervised fine-tuning has in common: it resumes what it saved and stops at NaN."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import datasets
+import torch
+from transformers import PrinterCallback
+from transformers.utils import logging
+
+from cai_helpers.errors import CaiError
+from cai_helpers.machine.hardware import Dtype, Machine
+from cai_helpers.models.language import attach_adapter, is_out_of_memory, load_base, locate
+from cai_helpers.settings import Settings, Train
+from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
+from cai_helpers.training.policy.merged import Merged, merge_stage2
+
+
+class PolicyTraining:
+    """Mixed into one of TRL's trainers, in front of it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.remove_callback(PrinterCallback)  # prints every log as a dictionary; ours says it in a line
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):  # before the optimizer's step: the last checkpoint stays good
+            raise not_finite("loss", self.state.global_step + 1)
+        return loss
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """None a checkpoint: the export writes one, from what was measured."""
+
+    def _send_telemetry(self) -> None:
+        """Nothing about a run leaves the machine."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """The root of a checkpoint is the policy.
+
+        transformers 5.15–5.22 load only the sub-folders, here the reference: the policy would be Stage 2 again.
+        """
+        restore_policy(self.model, Path(resume_from_checkpoint))
+
+
+class Start(NamedTuple):
+    """The policy as training finds it."""
+
+    model: Any
+    adapter: str | None  # what it continues; None: TRL puts a new LoRA on `model`
+    merged: Merged | None  # Stage 2, where it is part of the model's own weights
+
+
+def load_start(settings: Settings, probe: list[int], tuned: Path | None = None) -> Start:
+    """Load the base and put on it what training starts from.
+
+    Stage 2 as an adapter to continue; with train.fresh_adapter merged into the weights. Then the supervised result
+    `tuned`, where there is one. probe: token ids on which the rounding of the merge is measured.
+    """
+    stage2, merged = settings.models.adapter, None
+    model = load_base(settings.models)
+    if stage2 is not None and settings.train.fresh_adapter:
+        model, merged = merge_stage2(model, stage2, probe)
+        stage2 = None
+    adapter = str(tuned) if tuned is not None else stage2
+    if adapter is not None:
+        model = attach_adapter(model, adapter, POLICY, trainable=True)
+        # PEFT looks there at each save; the adapter may name a folder of the machine it was trained on
+        model.peft_config[POLICY].base_model_name_or_path = locate(settings.models.base)
+    return Start(model.eval(), adapter, merged)
+
+
+def trainer_options(settings: Settings, start: Start) -> dict[str, Any]:
+    """The model and, where it has no adapter yet, the LoRA that TRL puts on it, seeded."""
+    return {"model": start.model, "peft_config": None if start.adapter else fresh_lora(settings.train)}
+
+
+def shared_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Machine) -> dict[str, Any]:
+    """Training arguments of either method."""
+    if dtype == "fp16" and machine.device == "cpu":
+        raise CaiError("fp16 training needs a GPU, and there is none.", "Set models.dtype=auto.")
+    train = settings.train
+    return {
+        "output_dir": str(folder),
+        "warmup_steps": train.warmup,  # below 1 it is a share of all steps
+        "per_device_train_batch_size": train.batch_size,
+        "per_device_eval_batch_size": train.batch_size,
+        "gradient_accumulation_steps": train.accumulation,
+        "max_length": train.max_length,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        # both said outright: TRL turns bf16 on by itself, and a T4 emulates it
+        "fp16": dtype == "fp16",
+        "bf16": dtype == "bf16",
+        "use_cpu": machine.device == "cpu",
+        "eval_strategy": "steps",
+        "eval_steps": train.every_steps,
+        "save_strategy": "steps",
+        "save_steps": train.every_steps,  # rotation and the best checkpoint are ours: checkpoints.rotate
+        "logging_steps": train.log_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # it would show a NaN loss as 0.0
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "dataloader_pin_memory": machine.device == "cuda",
+        "report_to": reporting(train),
+        "disable_tqdm": True,
+    }
+
+
+def reporting(train: Train) -> str:
+    """train.report_to, as TRL takes it.
+
+    Raises:
+        CaiError: the package is not installed.
+    """
+    if train.report_to != "none" and importlib.util.find_spec(train.report_to) is None:
+        raise CaiError(
+            f"train.report_to={train.report_to}, but the package {train.report_to} is not installed.",
+            f"Install it (pip install {train.report_to}), or set train.report_to=none.",
+        )
+    return train.report_to
+
+
+def on_one_gpu(arguments: Any, machine: Machine) -> Any:
+    if machine.gpus > 1:
+        arguments._n_gpu = 1  # the Trainer would wrap the model in DataParallel, which TRL refuses
+    return arguments
+
+
+@contextmanager
+def explained_memory(train: Train) -> Iterator[None]:
+    """Running out of memory, in words of what to change."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        smaller = "a smaller train.max_length"
+        if train.batch_size // 2 >= (2 if train.method == "kto" else 1):
+            smaller = f"train.batch_size={train.batch_size // 2} and train.accumulation={train.accumulation * 2}"
+        raise CaiError(
+            "Training does not fit into the accelerator's memory.",
+            "Restart the runtime so that nothing else holds memory; set train.gradient_checkpointing=true, or "
+            f"{smaller}.",
+        ) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Progress bars of map() and notes of the libraries, silenced while we speak for them; errors still show.
+
+    FutureWarning: transformers 5.23 renames gradient_checkpointing, which 5.15 and TRL know by no other name.
+    """
+    level, bars = logging.get_verbosity(), not datasets.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    datasets.disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+def not_finite(what: str, step: int) -> CaiError:
+    return CaiError(
+        f"The {what} is not finite at step {step}; training stopped before it could spoil a checkpoint.",
+        "Halve train.learning_rate; on a card with compute capability 8.0 or higher set models.dtype=bf16. "
+        "Then `cai train --fresh`.",
+    )

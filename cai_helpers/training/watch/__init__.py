@@ -1,0 +1,1 @@
+"""While it runs: the history, alarms, checkpoints, and copies of them elsewhere."""
