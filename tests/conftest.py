@@ -60,7 +60,7 @@ def tiny(tmp_path_factory) -> Path:
 @pytest.fixture
 def no_training_picture(monkeypatch):
     """Runs that are made in a test, not in a module's fixture, draw none: it takes a second each."""
-    monkeypatch.setattr("cai_helpers.pages.pair_pictures.save_training_plot", lambda workspace: None)
+    monkeypatch.setattr("cai_helpers.pages.training_picture.save_training_plot", lambda workspace: None)
 
 
 @pytest.fixture(scope="session")

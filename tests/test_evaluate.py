@@ -27,7 +27,6 @@ from cai_helpers.models.language import (
 )
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.schema import Prompt
-from cai_helpers.scoring import judge
 from cai_helpers.stages import evaluate
 from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models, load_policies
 from cai_helpers.store import read_jsonl, write_jsonl
@@ -225,7 +224,7 @@ def play(monkeypatch, scripted):
     def use(stage2, stage3, scores):
         policies = ScriptedPolicies({STAGE2: scripted(stage2), STAGE3: scripted(stage3)})
         monkeypatch.setattr(evaluate, "load_policies", lambda models, adapter: policies)
-        monkeypatch.setattr(judge, "load_scorer", lambda settings: ScriptedScorer(scores))
+        monkeypatch.setattr("cai_helpers.scoring.judge.load_scorer", lambda settings: ScriptedScorer(scores))
         return policies
 
     return use

@@ -14,7 +14,8 @@ from cai_helpers.schema import Completion
 from cai_helpers.scoring import feedback
 from cai_helpers.scoring.endpoint_letters import EndpointLetters
 from cai_helpers.scoring.feedback import EVEN, Feedback, LocalLetters, _fork
-from cai_helpers.scoring.judge import PairScores, Question, ResponsePair, judge_pairs
+from cai_helpers.scoring.judge import PairScores, ResponsePair, judge_pairs
+from cai_helpers.scoring.questions import Question
 from cai_helpers.settings import Endpoint, load_settings
 from cai_helpers.store import JsonlStore
 
@@ -98,7 +99,7 @@ def test_feedback_of_the_embedded_model_judges_whole_pairs_and_keeps_its_answers
     assert judged.scored_now == 1
     assert math.exp(judged.scores[0].first) < 1
     assert [name for name, _ in judged.notes] == ["position bias"]
-    monkeypatch.setattr(judge, "load_scorer", lambda settings: pytest.fail("nothing was missing"))
+    monkeypatch.setattr("cai_helpers.scoring.judge.load_scorer", lambda settings: pytest.fail("nothing was missing"))
     assert judge_pairs(settings, pairs, store) == judged._replace(scored_now=0, notes=[])
 
 
@@ -114,7 +115,7 @@ def test_a_reward_model_is_asked_for_each_text_once(monkeypatch):
         def notes(self):
             return []
 
-    monkeypatch.setattr(judge, "load_scorer", lambda settings: Counting())
+    monkeypatch.setattr("cai_helpers.scoring.judge.load_scorer", lambda settings: Counting())
     pairs = [ResponsePair(CHAT, "ab", "abc"), ResponsePair(CHAT, "ab", "ab"), ResponsePair(CHAT, "abc", "d")]
     judged = judge_pairs(load_settings("smoke"), pairs)
     assert judged.scores == [(2.0, 3.0), (2.0, 2.0), (3.0, 1.0)]

@@ -14,7 +14,9 @@ from safetensors.torch import load_file
 from tiny_run import adapter_tensors, make_settings, make_workspace, same_tensors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.rules import Dropped
+from cai_helpers.curation.split import split_hash
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import this_machine
 from cai_helpers.schema import ScoredPair, UnpairedRow
@@ -25,7 +27,7 @@ from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.sweep import sweep
 from cai_helpers.training.kto import UnpairedTrainer, build_kto, check_kto
 from cai_helpers.training.policy.lora import REFERENCE
-from cai_helpers.training.rows.answers import Unpaired, Weights, balance, one_sided, read_one_sided, split_hash, unpair
+from cai_helpers.training.rows.answers import Unpaired, Weights, balance, read_one_sided, unpair
 from cai_helpers.training.rows.pairs import encode_answer, read_rows
 from cai_helpers.workspace import Workspace
 

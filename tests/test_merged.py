@@ -25,7 +25,7 @@ TOKENS = torch.tensor([[2, 4, 7, 6, 9, 10, 11, 5, 6, 4, 8, 6]])
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr("cai_helpers.pages.pair_pictures.save_training_plot", lambda workspace: None)
+    monkeypatch.setattr("cai_helpers.pages.training_picture.save_training_plot", lambda workspace: None)
 
 
 def load_tiny(tiny: Path, dtype: torch.dtype = torch.float32):

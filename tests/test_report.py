@@ -7,8 +7,9 @@ from html.parser import HTMLParser
 import pytest
 
 from cai_helpers.evaluation.comparison import Judgement, Response, compare, compare_by_category
-from cai_helpers.pages.pair_pictures import save_evaluation_plot, save_training_plot, training
+from cai_helpers.pages.evaluation_picture import save_evaluation_plot
 from cai_helpers.pages.run_page import write_run_report
+from cai_helpers.pages.training_picture import save_training_plot, training
 from cai_helpers.schema import StageReport, Target
 from cai_helpers.stages.analyze import analyze_pairs
 from cai_helpers.stages.curate import CurateReport

@@ -19,7 +19,7 @@ from cai_helpers.workspace import Workspace
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr("cai_helpers.pages.pair_pictures.save_training_plot", lambda workspace: None)
+    monkeypatch.setattr("cai_helpers.pages.training_picture.save_training_plot", lambda workspace: None)
 
 
 def run(value: float, accuracy: float, margin: float, kl: float) -> Run:

@@ -29,7 +29,7 @@ from cai_helpers.workspace import Workspace
 
 @pytest.fixture(autouse=True)
 def _no_picture(monkeypatch):
-    monkeypatch.setattr("cai_helpers.pages.pair_pictures.save_training_plot", lambda workspace: None)
+    monkeypatch.setattr("cai_helpers.pages.training_picture.save_training_plot", lambda workspace: None)
 
 
 @pytest.fixture(scope="module")

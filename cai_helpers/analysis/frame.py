@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from cai_helpers.critique.verdict import opens_as_meta_commentary
 from cai_helpers.errors import CaiError
+from cai_helpers.measures.normal import normalised
 from cai_helpers.measures.refusals import is_refusal
-from cai_helpers.prompts.split import normalised
 from cai_helpers.schema import ScoredPair
 from cai_helpers.store import read_jsonl
 

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 
-from cai_helpers.prompts.split import normalised
+from cai_helpers.measures.normal import normalised
 
 _SHINGLE = 3  # words; one changed word in a text of 20 leaves a similarity of 0.71, in one of 40 of 0.85
 

@@ -109,3 +109,7 @@ def save(figure: Figure, path: Path) -> Path:
     figure.savefig(buffer, format="png")
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

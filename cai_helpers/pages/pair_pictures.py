@@ -1,21 +1,18 @@
-"""The pictures of a run: what happened to the pairs, how training went, what changed."""
+"""What happened to the pairs: where they went, by how much revisions win, whether length, principles or refusals explain it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cai_helpers.analysis.statistics import Statistics, Transitions
-from cai_helpers.evaluation.comparison import READABLE_CATEGORY, Change, Comparison
+from cai_helpers.evaluation.comparison import READABLE_CATEGORY
 from cai_helpers.pages import canvas
-from cai_helpers.pages.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED
-from cai_helpers.store import read_jsonl
-from cai_helpers.workspace import Workspace
+from cai_helpers.pages.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,16 +51,6 @@ def save_pair_plots(
         "transitions": transitions(statistics),
     }
     return {name: canvas.save(figure, folder / f"{name}.png") for name, figure in figures.items()}
-
-
-def save_training_plot(workspace: Workspace) -> Path:
-    """Draw logs/history.jsonl to reports/training.png."""
-    history = workspace.require(workspace.history, made_by="train")
-    return canvas.save(training(list(read_jsonl(history))), workspace.reports / "training.png")
-
-
-def save_evaluation_plot(overall: Comparison, by_category: dict[str, Comparison], folder: Path) -> Path:
-    return canvas.save(evaluation(overall, by_category), folder / "refusals.png")
 
 
 def funnel(statistics: Statistics, curation: dict | None) -> Figure:
@@ -156,74 +143,6 @@ def transitions(statistics: Statistics) -> Figure:
     return figure
 
 
-class Panel(NamedTuple):
-    """One panel of the training curves: rows of the history drawn by their keys."""
-
-    title: str
-    unit: str
-    lines: dict[str, str]  # key → label
-    level: float | None = None  # where nothing is learned
-
-
-_TRAINING = [
-    Panel("Loss", "DPO loss", {"loss": "training", "eval_loss": "held out"}, math.log(2)),
-    Panel("Accuracy", "pairs ranked right (%)", {"accuracy": "training", "eval_accuracy": "held out"}, 50),
-    Panel("Margin", "reward of chosen − rejected", {"margin": "training", "eval_margin": "held out"}, 0),
-    Panel(
-        "Implicit rewards", "β · log-ratio to Stage 2", {"rewards_chosen": "chosen", "rewards_rejected": "rejected"}, 0
-    ),
-    Panel("Log-probability", "of an answer (nats)", {"logps_chosen": "chosen", "logps_rejected": "rejected"}),
-    Panel("Gradient norm", "before clipping", {"grad_norm": "training"}),
-]
-_SUPERVISED = [
-    Panel("Loss", "nats a token of the answer", {"loss": "training", "eval_loss": "held out"}),
-    Panel(
-        "Tokens", "most probable one is right (%)", {"token_accuracy": "training", "eval_token_accuracy": "held out"}
-    ),
-    Panel("Gradient norm", "before clipping", {"grad_norm": "training"}),
-]
-_UNPAIRED = [Panel("Loss", "KTO loss", {"loss": "training", "eval_loss": "held out"}), *_TRAINING[3:5]]
-_LINE_COLOUR = {"training": BLUE, "held out": ORANGE, "chosen": BLUE, "rejected": RED}
-
-
-def training(rows: Sequence[dict]) -> Figure:
-    """Curves of logs/history.jsonl. Watch the log-probabilities: chosen answers that fall far are being forgotten."""
-    wanted = _TRAINING
-    if any("token_accuracy" in row for row in rows):
-        wanted = _SUPERVISED
-    elif any("kl" in row for row in rows):
-        wanted = _UNPAIRED
-    figure, panels = canvas.canvas(columns=3, rows=len(wanted) // 3, width=11, height=3.1 * (len(wanted) // 3))
-    begins_at_ln2 = any(abs(row.get("loss", 0) - math.log(2)) < 0.02 for row in rows[:1])  # other losses do not
-    for axes, panel in zip(panels, wanted, strict=True):
-        for key, label in panel.lines.items():
-            _curve(axes, key, label, rows)
-        if panel.level is not None and (panel.level != math.log(2) or begins_at_ln2):
-            canvas.level(axes, y=panel.level, dashed=True)
-        if len(axes.get_legend_handles_labels()[0]) > 1:
-            axes.legend(frameon=False)
-        canvas.finish(axes, panel.title, "step", panel.unit)
-    place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
-    if begins_at_ln2 and wanted is _TRAINING:
-        canvas.note(panels[0], "ln 2: no preference", (1, math.log(2)), (-4, 4), **place)
-    return figure
-
-
-def evaluation(overall: Comparison, by_category: dict[str, Comparison]) -> Figure:
-    """Refusals before and after, and how often Stage 3 wins, each with its interval."""
-    figure, (left, right) = canvas.canvas(columns=2, height=2 + 0.7 * (len(by_category) + 1))
-    names = [f"{READABLE_CATEGORY.get(name, name)}\n({one.prompts} prompts)" for name, one in by_category.items()]
-    _refusal_rates(left, names, [one.refusals for one in by_category.values()])
-    groups = [overall, *by_category.values()]
-    canvas.whiskers(right, range(len(groups)), [group.win_rate for group in groups], BLUE, "D")
-    for place, group in enumerate(groups):
-        canvas.note(right, _percent(group.win_rate.value), (100 * group.win_rate.value, place), (0, 7))
-    canvas.level(right, x=50, dashed=True)
-    _per_cent_rows(right, [f"all\n({overall.prompts} prompts)", *names])
-    canvas.finish(right, "Stage 3 wins by the reward model", "win rate against Stage 2, 95 % interval (%)", grid="x")
-    return figure
-
-
 def _lost(statistics: Statistics) -> dict[str, int]:
     """Rows that cannot be compared, by reason, when no curation has counted them."""
     lost = {name: count for name, count in statistics.outcomes.items() if name not in ("revised", "unknown")}
@@ -280,7 +199,7 @@ def _transition_table(axes: Axes, name: str, table: Transitions) -> None:
     shares = counts / max(1, counts.sum())
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for row, column in np.ndindex(2, 2):
-        text = f"{_percent(shares[row, column])}\n{counts[row, column]:,}"
+        text = f"{percent(shares[row, column])}\n{counts[row, column]:,}"
         colour = "white" if shares[row, column] > 0.55 else INK
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=11)
     axes.set_xticks([0, 1], ["answers", "refuses"])
@@ -291,42 +210,9 @@ def _transition_table(axes: Axes, name: str, table: Transitions) -> None:
     canvas.title(axes, f"{name} ({counts.sum():,})")
 
 
-def _curve(axes: Axes, key: str, label: str, rows: Sequence[dict]) -> None:
-    factor = 100 if key.endswith("accuracy") else 1
-    points = [(row["step"], factor * row[key]) for row in rows if row.get(key) is not None]
-    if points:
-        marker = "o" if len(points) == 1 or label == "held out" else None
-        axes.plot(*zip(*points, strict=True), color=_LINE_COLOUR[label], marker=marker, markersize=5, label=label)
-
-
-def _refusal_rates(axes: Axes, names: list[str], changes: list[Change]) -> None:
-    sides = (
-        ("Stage 2", [change.before for change in changes], -0.13, GREY, "o", 7),
-        ("Stage 3", [change.after for change in changes], 0.13, BLUE, "D", -14),
-    )
-    for label, rates, shift, colour, marker, above in sides:
-        places = [place + shift for place in range(len(names))]
-        canvas.whiskers(axes, places, rates, colour, marker, label)
-        for place, rate in zip(places, rates, strict=True):
-            canvas.note(axes, _percent(rate.value), (100 * rate.value, place), (0, above))
-    _per_cent_rows(axes, names)
-    canvas.legend_below(axes, columns=2, below=0.2)
-    canvas.finish(axes, "Refusals", "share of answers that refuse, 95 % interval (%)", grid="x")
-
-
-def _per_cent_rows(axes: Axes, names: list[str]) -> None:
-    axes.set_yticks(range(len(names)), names)
-    axes.set_ylim(len(names) - 0.5, -0.6)
-    axes.set_xlim(-4, 104)
-
-
 def _readable(name: str) -> str:
     return _READABLE.get(name, name.replace("_", " "))
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def _share(count: int, total: int) -> str:
-    return _percent(count / max(1, total))
+    return percent(count / max(1, total))

@@ -1,31 +1,25 @@
-"""Figures and pictures → one self-contained HTML page that a person reads, keeps and prints.
-
-Texts come from models and from strangers: they reach the page through jinja2's autoescape and no other way.
-"""
+"""reports/report.html: a whole run on one page, the verdict first; what has not run is said to be missing."""
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from cai_helpers.analysis.diagnosis import Finding
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.evaluation.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
-from cai_helpers.pages.pair_pictures import save_training_plot
+from cai_helpers.pages.template import write_page
+from cai_helpers.pages.training_picture import save_training_plot
 from cai_helpers.schema import Target
 from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.settings import Settings
-from cai_helpers.store import read_jsonl, write_atomically
+from cai_helpers.store import read_jsonl
 from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Manifest, Workspace, file_hash
 
 _STAGES = ("generate", "score", "curate", "analyze", "train", "evaluate")
-_TEXT_SHOWN = 1500  # characters of one text
 _EXAMPLES_SHOWN = 3  # of the largest gains, and as many of the largest losses
 _TONE = {"better": "good", "worse": "bad", "over-refusing": "bad", "no clear difference": "warning"}
 
@@ -50,29 +44,6 @@ class Evaluation(NamedTuple):
     groups: list[tuple[str, Comparison]]
 
 
-def write_pairs_page(
-    path: Path,
-    source: str,
-    lines: list[tuple[str, str]],
-    statistics: Statistics,
-    findings: list[Finding],
-    gate: list[Target],
-    plots: dict[str, Path],
-) -> Path:
-    """The analysis of one file of pairs. lines: its figures as (what, figure); plots: from plots.save_pair_plots."""
-    return _write(
-        path,
-        "pairs.html.j2",
-        title=f"Is this data good? {source}",
-        source=source,
-        lines=lines,
-        statistics=statistics,
-        findings=findings,
-        gate=gate,
-        plots=plots,
-    )
-
-
 def write_run_report(settings: Settings, workspace: Workspace, stopped: str | None = None) -> Path:
     """Write reports/report.html from what the stages left behind; what has not run is said to be missing, and why.
 
@@ -86,7 +57,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
     statistics = Statistics.model_validate(analysis.report["statistics"]) if analysis else None
     training = _training(manifests.get("train"))
     gate = [Target.model_validate(row) for row in analysis.report["gate"]] if analysis else []
-    return _write(
+    return write_page(
         workspace.reports / "report.html",
         "run.html.j2",
         title="Constitutional AI, Stage 3: report",
@@ -258,29 +229,3 @@ def _versions(manifests: dict[str, Manifest]) -> list[tuple[str, str]]:
             if version not in versions[name]:
                 versions[name].append(version)
     return [(name, ", then ".join(found)) for name, found in versions.items()]
-
-
-def _write(path: Path, template: str, **values: Any) -> Path:
-    environment = Environment(
-        loader=PackageLoader("cai_helpers", "assets/report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["data_uri"] = _data_uri
-    environment.filters["shorten"] = _shorten
-    page = environment.get_template(template).render(**values)
-    # a lone surrogate, which a model may emit, has no UTF-8 form
-    write_atomically(path, page.encode("utf-8", "xmlcharrefreplace"))
-    return path
-
-
-def _data_uri(path: Path) -> Markup:
-    return Markup("data:image/png;base64,") + base64.b64encode(path.read_bytes()).decode()
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= _TEXT_SHOWN:
-        return text
-    return f"{text[:_TEXT_SHOWN]} … ({len(text) - _TEXT_SHOWN:,} more characters)"

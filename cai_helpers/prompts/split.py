@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from cai_helpers import settings as settings_module
 from cai_helpers.errors import CaiError
+from cai_helpers.measures.normal import normalised
 from cai_helpers.models.language import accepts_system, fold_system, load_tokenizer
 from cai_helpers.prompts.sources import Malformed, conversation, read_rows
 from cai_helpers.schema import Messages, Prompt, StageReport
@@ -113,10 +113,6 @@ def prompt_id(messages: Messages) -> str:
     """A stable name: hash of the roles and the text, with case, white space and Unicode form levelled."""
     text = "\n".join(f"{message['role']}: {normalised(message['content'])}" for message in messages)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def normalised(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _pool(source: str, settings: settings_module.Prompts, seed: int, tally: _Tally) -> list[Prompt]:

@@ -14,17 +14,15 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution
 from cai_helpers.errors import CaiError
 from cai_helpers.measures.intervals import proportion
 from cai_helpers.models.language import LanguageModel, identity, in_batches, load_stage2
 from cai_helpers.schema import Messages, transcript
+from cai_helpers.scoring.questions import Question
 from cai_helpers.settings import Settings
-
-if TYPE_CHECKING:
-    from cai_helpers.scoring.judge import Question
 
 EVEN = math.log(0.5)  # the log-probability of either side where there is nothing to choose
 _BATCH = 64  # pairs weighed between two yields

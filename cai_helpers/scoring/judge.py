@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Messages
 from cai_helpers.scoring import ensemble, feedback
+from cai_helpers.scoring.questions import Question, Scorer
 from cai_helpers.scoring.reward_model import TextScorer
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore
@@ -38,22 +39,6 @@ class Judged(NamedTuple):
     scores: list[PairScores]  # one a pair
     scored_now: int  # questions put to the scorer; the others were in the store
     notes: list[tuple[str, str]]  # what the scorer has to say of this call: precision, truncation, position bias
-
-
-class Question(NamedTuple):
-    """What a scorer is asked at once: one response to be rated, or two to be weighed against each other."""
-
-    messages: Messages
-    responses: tuple[str, ...]
-
-
-class Scorer(Protocol):
-    """The seam: a reward model, an ensemble of them, or a language model's feedback."""
-
-    def iterate(self, questions: list[Question]) -> Iterator[tuple[int, tuple[float, ...]]]:
-        """Yield (index, one score a response) as answers come in."""
-
-    def notes(self) -> list[tuple[str, str]]: ...
 
 
 def scorer_identity(settings: Settings) -> str:

@@ -12,7 +12,7 @@ from cai_helpers.analysis.statistics import TIE, Example, Group, LengthBias, Sta
 from cai_helpers.calibration.accuracy import trust_of_pairs
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.pages.pair_pictures import save_pair_plots
-from cai_helpers.pages.run_page import write_pairs_page
+from cai_helpers.pages.pairs_page import write_pairs_page
 from cai_helpers.schema import StageReport, Target
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace, file_hash

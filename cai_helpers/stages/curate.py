@@ -9,13 +9,14 @@ from cai_helpers.analysis.frame import pair_frame, read_pairs
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.overrides import read_overrides
 from cai_helpers.curation.rules import DROP_MEANING, Curation, Overruled, curate, refuses_over_answer
+from cai_helpers.curation.split import held_out_ids, held_out_rule
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
-from cai_helpers.training.rows.answers import held_out_rule, one_sided, split_hash
 from cai_helpers.workspace import Workspace, file_hash, section
 
 
@@ -88,7 +89,7 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     curation = curate(pairs, read_overrides(workspace.overrides), settings.curate, settings.seed)
     statistics = analyze_frame(pair_frame(pairs), max(TIE, settings.curate.min_delta))
     ids = {row.id for row in curation.rows}
-    eval_ids = _held_out(ids, settings)
+    eval_ids = held_out_ids(ids, settings.curate.eval_fraction, settings.seed)
     train = [row for row in curation.rows if row.id not in eval_ids]
     held_out = [row for row in curation.rows if row.id in eval_ids]
     extra = one_sided(curation.dropped, held_out_rule(ids, eval_ids, settings.seed))
@@ -104,12 +105,6 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     write_json(workspace.curation_stats, report.model_dump())
     workspace.seal("curate", fingerprint, outputs, report)
     return report
-
-
-def _held_out(ids: set[str], settings: Settings) -> set[str]:
-    """A fixed share of the prompts, chosen by hash: the same whatever the order of the file."""
-    order = sorted(ids, key=lambda name: split_hash(name, settings.seed))
-    return set(order[: round(len(order) * settings.curate.eval_fraction)])
 
 
 def _report(

@@ -41,7 +41,7 @@ from cai_helpers.models.language import (
     locate,
     release_memory,
 )
-from cai_helpers.pages.pair_pictures import save_evaluation_plot
+from cai_helpers.pages.evaluation_picture import save_evaluation_plot
 from cai_helpers.schema import Completion, Prompt, StageReport
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Models, Settings

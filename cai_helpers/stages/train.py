@@ -73,7 +73,7 @@ def train_dpo(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     data = _load_data(settings, workspace)
 
-    from cai_helpers.pages.pair_pictures import save_training_plot
+    from cai_helpers.pages.training_picture import save_training_plot
     from cai_helpers.training.trainer import explained_memory, quiet_libraries
 
     with quiet_libraries(), explained_memory(settings.train):

@@ -1,22 +1,17 @@
-"""Answers that are good or bad by themselves, as KTO takes them: from both sides of the pairs, and from what curation left.
+"""Answers that are good or bad by themselves, as KTO takes them: both sides of the pairs, and the one-sided rows.
 
 Ethayarajh et al. 2024, arXiv 2402.01306. Pure but for the tokenizer: rows in, rows out.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cai_helpers.curation.rules import Dropped
-from cai_helpers.measures.degeneration import is_degenerate
 from cai_helpers.models.language import accepts_system, fold_system
-from cai_helpers.prompts.sources import as_prompt_messages
-from cai_helpers.prompts.split import prompt_id
-from cai_helpers.schema import Message, PreferenceRow, ScoredPair, UnpairedRow
+from cai_helpers.schema import PreferenceRow, UnpairedRow
 from cai_helpers.store import read_jsonl
 from cai_helpers.training.rows.pairs import encode_answer
 
@@ -41,67 +36,6 @@ class Unpaired(NamedTuple):
     held_out: list[UnpairedRow]
     too_long: int  # one-sided rows that would be cut at max_length
     alone: int  # rows left out because they would stand alone in the last batch
-
-
-def one_sided(dropped: Iterable[Dropped], is_held_out: Callable[[str], bool]) -> list[UnpairedRow]:
-    """The sides that can be trusted although their pair teaches no preference.
-
-    A draft that the critic judged good and kept is desirable; the one side of a pair that goes round in circles is
-    undesirable. Nothing else is taken. Of a tie, a near-duplicate or a row that was balanced away neither side is known
-    to be good or bad; of a failed revision only the critic is to blame; and a person who dropped a pair meant both sides.
-
-    is_held_out: whether a prompt, by its id, is one of those that do not train.
-    """
-    rows = []
-    for pair, reason in dropped:
-        if (found := _trustworthy(pair, reason)) is None:
-            continue
-        answer, desirable = found
-        messages = pair.messages or as_prompt_messages(pair.prompt)
-        name = pair.id or prompt_id(messages)
-        rows.append(
-            UnpairedRow(
-                prompt=messages,
-                completion=[Message(role="assistant", content=answer)],
-                label=desirable,
-                id=name,
-                category=pair.category,
-                reason=reason,
-                held_out=is_held_out(name),
-            )
-        )
-    return rows
-
-
-def _trustworthy(pair: ScoredPair, reason: str) -> tuple[str, bool] | None:
-    """(answer, whether it is desirable), or None."""
-    if reason == "kept":
-        # one that was cut off would teach to stop mid-sentence
-        whole = pair.base_finish != "length" and not is_degenerate(pair.base_response)
-        return (pair.base_response, True) if whole else None
-    if reason == "degenerate":
-        # both sides are the draft where the critic went round in circles: then they are alike, and none is taken
-        broken = [side for side in (pair.base_response, pair.revised_response) if is_degenerate(side)]
-        return (broken[0], False) if len(broken) == 1 and broken[0].strip() else None
-    return None
-
-
-def held_out_rule(pair_ids: set[str], held_out: set[str], seed: int) -> Callable[[str], bool]:
-    """Whether a prompt is held out, by the rule that split the pairs: those whose hash is among the lowest.
-
-    The pairs stay split as they are; another prompt is held out where its hash lies below theirs.
-    """
-    border = max((split_hash(name, seed) for name in held_out), default=b"")
-
-    def rule(name: str) -> bool:
-        return name in held_out if name in pair_ids else split_hash(name, seed) < border
-
-    return rule
-
-
-def split_hash(name: str, seed: int) -> bytes:
-    """Orders prompts for the split: the same whatever the order of the file."""
-    return hashlib.sha256(f"{seed}:dpo eval:{name}".encode()).digest()
 
 
 def read_one_sided(path: Path) -> list[UnpairedRow]:
