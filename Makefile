@@ -7,6 +7,7 @@ SHELL := /bin/bash
 
 VENV := .venv
 COLAB := .venv-colab
+COVERED := 90  # per cent of the lines, in the tests' own process: what it is, rounded down
 INSTALL_FROM := pyproject.toml requirements.txt tools/install.py
 
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -16,7 +17,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # tools/install.py leaves compiling to the first import, and that must keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo pictures test test-colab test-browser lint format clean
+.PHONY: help demo pictures test test-long test-colab test-browser lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -32,9 +33,12 @@ pictures: demo  ## draw the pictures of the README anew, from the demo's pairs a
 		cp artifacts/demo/reports/bad/$$name.png docs/bad_$$name.png; \
 	done
 
-test: $(VENV)/.for-test lint  ## lint, import contracts, unit tests, every notebook in smoke mode
-	$(call unit-tests,$(VENV))
+test: $(VENV)/.for-test lint  ## lint, types, import contracts, unit tests with coverage, every notebook in smoke mode
+	$(call unit-tests,$(VENV),--cov=cai_helpers --cov-report=term:skip-covered --cov-fail-under=$(COVERED))
 	$(call notebooks,$(VENV))
+
+test-long: $(VENV)/.for-test  ## all of Stage 3, whose bytes must be those that were recorded
+	$(call pytest,$(VENV),-m long)
 
 test-colab: $(COLAB)/.for-test  ## unit tests and notebooks with the library versions of Colab's image
 	$(call unit-tests,$(COLAB))
@@ -43,9 +47,10 @@ test-colab: $(COLAB)/.for-test  ## unit tests and notebooks with the library ver
 test-browser: $(VENV)/.for-browser  ## the notebook's widgets in headless Chromium; the system's Chromium is installed if apt can
 	CAI_BROWSER_TESTS=required HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest tests/browser -m browser
 
-lint: $(VENV)/.for-test  ## ruff and the import contracts alone
+lint: $(VENV)/.for-test  ## ruff, mypy and the import contracts alone
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
 format: $(VENV)/.for-test  ## put code and notebooks into the form that lint expects
@@ -79,8 +84,13 @@ $(COLAB)/.for-test: $(INSTALL_FROM) requirements-colab.txt
 	@$(PYTHON) tools/install.py $(COLAB) --colab
 	@touch $@
 
+# Two processes of one thread each: torch's threads of one process get in each other's way on two cores.
+define pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(1)/bin/python -m pytest $(2)
+endef
+
 define unit-tests
-	HF_HUB_OFFLINE=1 $(1)/bin/python -m pytest -m "not browser"
+	$(call pytest,$(1),-n 2 --dist loadfile -m "not browser and not long" $(2))
 endef
 
 # 00 to 06 share a workspace, in which each builds upon the one before; run_all starts from an empty one.
