@@ -20,7 +20,8 @@ from cai_helpers.history import TrainingHistory
 from cai_helpers.losses import kto_start_value
 from cai_helpers.policy_trainer import PolicyTraining, Start, load_start, on_one_gpu, shared_arguments, trainer_options
 from cai_helpers.preference import encode_answer
-from cai_helpers.reference import ReferenceStore, StoredReference
+from cai_helpers.reference import StoredReference
+from cai_helpers.reference_store import ReferenceStore
 from cai_helpers.settings import Models, Settings
 from cai_helpers.unpaired import Unpaired, Weights, as_unpaired
 
@@ -56,9 +57,9 @@ def build_kto(
     tokenizer: PreTrainedTokenizerBase,
     dtype: Dtype,
     machine: Machine,
-    reference_key: str,
+    reference: ReferenceStore,
 ) -> UnpairedTrainer:
-    """Load the policy as DPO would and hand it to TRL; checkpoints and reference log-probabilities in `folder`.
+    """Load the policy as DPO would and hand it to TRL; checkpoints in `folder`.
 
     The reference is DPO's: TRL's frozen copy of the adapter that is continued, or the model with its new LoRA switched
     off. Its log-probabilities are computed once, of the answers and of the mismatched ones that the KL is estimated on.
@@ -76,7 +77,7 @@ def build_kto(
         disable_dropout=start.adapter is not None,  # as in DPO: with dropout it is not the reference's policy
     )
     return UnpairedTrainer(
-        reference=ReferenceStore(folder / "reference", reference_key),
+        reference=reference,
         start=start,
         args=on_one_gpu(arguments, machine),
         train_dataset=as_unpaired(data.train),

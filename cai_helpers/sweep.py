@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai_helpers.errors import CaiError
+from cai_helpers.reference_store import folder_of, record_of
 from cai_helpers.schema import Record, StageReport
 from cai_helpers.settings import Settings, Train, change_settings
 from cai_helpers.sft_phase import sft_folder
@@ -152,7 +153,7 @@ def _run(settings: Settings, workspace: Workspace, field: str, value: float, epo
 
 def share(source: Workspace, target: Workspace) -> None:
     """Give `target` what `source` computed before its DPO began. Either is used only where it fits: it names its basis."""
-    wanted = [*(source.checkpoints / "reference").glob("*.json")]
+    wanted = [*folder_of(source).glob("*.json"), record_of(source)] if record_of(source).exists() else []
     sealed = source.root / "manifests" / "sft.json"
     if sealed.exists() and not sft_folder(target).exists():
         wanted += [*(sft_folder(source) / "adapter").iterdir(), source.logs / "history_sft.jsonl", sealed]

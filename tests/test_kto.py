@@ -20,6 +20,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.hardware import this_machine
 from cai_helpers.kto import UnpairedTrainer, build_kto, check_kto
 from cai_helpers.preference import encode_answer, read_rows
+from cai_helpers.reference_store import reference_of
 from cai_helpers.schema import ScoredPair, UnpairedRow
 from cai_helpers.settings import Train
 from cai_helpers.stages.curate import curate_pairs
@@ -81,7 +82,8 @@ def unpaired(settings, workspace: Workspace) -> Unpaired:
 def make_trainer(settings, workspace: Workspace, data: Unpaired) -> UnpairedTrainer:
     tokenizer = AutoTokenizer.from_pretrained(settings.models.base)
     folder, weights = workspace.checkpoints, balance(data.train)
-    return build_kto(settings, folder, data, weights, tokenizer, "fp32", this_machine(), str(workspace.root))
+    reference = reference_of(workspace, str(workspace.root), print)
+    return build_kto(settings, folder, data, weights, tokenizer, "fp32", this_machine(), reference)
 
 
 @pytest.fixture(scope="module")
