@@ -11,6 +11,7 @@ from cai_helpers.near_duplicates import near_copies
 from cai_helpers.overrides import Override, pair_key
 from cai_helpers.prompt_sources import as_prompt_messages
 from cai_helpers.prompts import prompt_id
+from cai_helpers.recognition import outcome_of
 from cai_helpers.refusals import is_refusal
 from cai_helpers.schema import OUTCOME_MEANING, Message, PreferenceRow, ScoredPair, Side, transcript
 from cai_helpers.settings import Curate
@@ -29,6 +30,8 @@ DROP_MEANING: dict[str, str] = {
     "near_duplicate": "another pair has nearly the same prompt, and a clearer score",
     "balance": "more refusals over answers than curate.max_refusal_share allows",
 }
+
+RULES = 2  # raised when they come to drop other rows: a dataset that older ones made is made again
 
 
 class Overruled(NamedTuple):
@@ -88,8 +91,9 @@ def curate(pairs: Iterable[ScoredPair], overrides: dict[str, Override], settings
 
 def drop_reason(pair: ScoredPair, settings: Curate) -> str | None:
     """The first rule that `pair` breaks by itself, or None: it is a training row."""
-    if pair.outcome not in ("revised", "unknown"):
-        return pair.outcome
+    outcome = outcome_of(pair)
+    if outcome not in ("revised", "unknown"):
+        return outcome
     if pair.identical:
         return "identical"
     if settings.drop_degenerate and (is_degenerate(pair.base_response) or is_degenerate(pair.revised_response)):

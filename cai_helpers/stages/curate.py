@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 from cai_helpers.calibration import trust_of_pairs
-from cai_helpers.curation import DROP_MEANING, Curation, Overruled, curate, refuses_over_answer
+from cai_helpers.curation import DROP_MEANING, RULES, Curation, Overruled, curate, refuses_over_answer
 from cai_helpers.frame import pair_frame, read_pairs
 from cai_helpers.gate import check_targets
 from cai_helpers.overrides import read_overrides
@@ -76,6 +76,7 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     fingerprint = {
         "seed": settings.seed,
         "outputs": [path.name for path in outputs],  # a dataset from before one of them was written is made again
+        "rules": RULES,
         "input pairs": file_hash(source),
         "input overrides": file_hash(workspace.overrides),
         **section("curate", settings.curate, exclude={"strict"}),  # what training makes of the gate
