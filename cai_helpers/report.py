@@ -19,6 +19,7 @@ from cai_helpers.diagnosis import Finding
 from cai_helpers.judging import scorer_identity
 from cai_helpers.pair_statistics import Statistics
 from cai_helpers.plots import save_training_plot
+from cai_helpers.protocol_choice import read_choice
 from cai_helpers.schema import Target
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl, write_atomically
@@ -128,6 +129,12 @@ def _why_missing(name: str, workspace: Workspace, stopped: str | None) -> str:
                 f"{curation.report['kept']} usable pairs are left, and training needs {curation.report['min_pairs']}: "
                 "fewer teach little but noise. The table above has the reasons."
             )
+    if (
+        name == "generate"
+        and workspace.bakeoff.exists()
+        and (choice := read_choice(workspace.bakeoff)).protocol is None
+    ):
+        return f"The bake-off recommends no protocol: {choice.why} {choice.remedy}"
     return f"Run `cai {name}` or notebook {NOTEBOOK_OF_STAGE[name]} in this workspace."
 
 
