@@ -10,7 +10,8 @@ from cai_helpers.errors import CaiError
 from cai_helpers.intervals import Interval, proportion
 from cai_helpers.schema import Record
 
-# Each protocol is tested by itself. One in forty that only tosses coins passes; the gate measures the winner again.
+# Each protocol is tested by itself: one in forty that only tosses coins passes, so of six at least one in about every
+# seventh bake-off. The gate measures the winner again, on all pairs.
 RULE = (
     "recommended: of the protocols whose revisions win beyond chance (95 % interval of wins among decided pairs above "
     "50 %), the one with the most winning revisions less losing ones; among those within one pair of the best, the "

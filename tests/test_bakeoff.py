@@ -1,8 +1,10 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -12,7 +14,7 @@ from cai_helpers.models import LanguageModel
 from cai_helpers.protocol_choice import Entry, choose_protocol, told_from_chance
 from cai_helpers.report import write_run_report
 from cai_helpers.settings import Settings, load_settings
-from cai_helpers.stages.bakeoff import compare_protocols
+from cai_helpers.stages.bakeoff import BakeoffReport, compare_protocols
 from cai_helpers.stages.generate import chosen_protocol, generate_pairs
 from cai_helpers.store import read_jsonl, write_json
 from cai_helpers.workspace import Workspace
@@ -67,6 +69,10 @@ def planted_settings(folder: Path, protocols: str) -> Settings:
 
 @pytest.fixture
 def generated_keys(monkeypatch) -> list[str]:
+    return note_keys(monkeypatch)
+
+
+def note_keys(patch: pytest.MonkeyPatch) -> list[str]:
     """What the language model is asked for, "<prompt id>/draft" or "…/critique"."""
     keys: list[str] = []
     generate = LanguageModel.generate
@@ -75,8 +81,25 @@ def generated_keys(monkeypatch) -> list[str]:
         keys.extend(row_keys)
         return generate(self, chats, sampling, row_keys, batch_size)
 
-    monkeypatch.setattr(LanguageModel, "generate", noted)
+    patch.setattr(LanguageModel, "generate", noted)
     return keys
+
+
+class Whole(NamedTuple):
+    settings: Settings
+    workspace: Workspace
+    report: BakeoffReport
+    keys: list[str]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Whole:
+    """An undisturbed bake-off of 16 prompts; its workspace is to be copied, not changed."""
+    folder = tmp_path_factory.mktemp("whole")
+    settings, workspace = planted_settings(folder, PLANTED), Workspace(folder / "run")
+    with pytest.MonkeyPatch.context() as patch:
+        keys = note_keys(patch)
+        return Whole(settings, workspace, compare_protocols(settings, workspace, 16), keys)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +136,15 @@ def test_which_win_rate_is_told_from_chance_depends_on_the_decided_pairs(decided
     assert told_from_chance(decided) == share
 
 
-def test_of_two_planted_protocols_the_better_one_is_recommended_and_used(workspace, planted, generated_keys):
-    assert chosen_protocol(planted, workspace) == "single/short"
-    report = compare_protocols(planted, workspace, 16)
+def test_of_two_planted_protocols_the_better_one_is_recommended_and_used(whole, tmp_path):
+    planted, report = whole.settings, whole.report
+    assert chosen_protocol(planted, Workspace(tmp_path / "empty")) == "single/short"
+    workspace = Workspace(shutil.copytree(whole.workspace.root, tmp_path / "copy"))
     good, bad = report.entries
     assert report.recommended == "single/good"
     assert good.net > 4
     assert bad.share("revised") == 0
-    assert sum(key.endswith("/draft") for key in generated_keys) == 16  # once, for both
+    assert sum(key.endswith("/draft") for key in whole.keys) == 16  # once, for both
     assert chosen_protocol(planted, workspace) == "single/good"
     assert compare_protocols(planted, workspace, 16) == report  # the stored one: even its seconds are the same
     workspace.begin("generate", {"generate.protocol": "single/short"})
@@ -214,7 +238,7 @@ test_bakeoff.compare_protocols(settings, test_bakeoff.Workspace({root!r}), 16)
 
 
 def test_a_killed_bakeoff_goes_on_without_repeating_a_row_and_more_prompts_keep_those_that_are_there(
-    workspace, planted, tmp_path, generated_keys
+    whole, workspace, planted, tmp_path, generated_keys
 ):
     script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), root=str(workspace.root))
     process = subprocess.run(
@@ -225,9 +249,10 @@ def test_a_killed_bakeoff_goes_on_without_repeating_a_row_and_more_prompts_keep_
     resumed = compare_protocols(planted, workspace, 16)
     assert [key.rpartition("/")[2] for key in generated_keys] == ["critique"] * 24  # 8 of one, 16 of the other
 
-    whole = compare_protocols(planted, Workspace(tmp_path / "whole"), 16)
-    timeless = [[one.model_copy(update={"seconds_a_pair": 0}) for one in report.entries] for report in (resumed, whole)]
-    assert timeless[0] == timeless[1]
+    resumed_rows, whole_rows = (
+        [one.model_copy(update={"seconds_a_pair": 0}) for one in report.entries] for report in (resumed, whole.report)
+    )
+    assert resumed_rows == whole_rows
 
     generated_keys.clear()
     assert compare_protocols(planted, workspace, 20).entries[0].prompts == 20

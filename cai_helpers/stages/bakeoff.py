@@ -147,7 +147,7 @@ def _make_rows(
     drafts = JsonlStore(folder / "drafts.jsonl")
     stores = {name: JsonlStore(folder / f"{name.replace('/', '-')}.jsonl") for name in protocols}
     wanted = {prompt.id for prompt in prompts}
-    if any(wanted - store.ids() for store in stores.values()):
+    if any(wanted - store.ids() for store in (drafts, *stores.values())):
         _try_scorer(settings, workspace)
         critic = load_critic(settings, next(iter(protocols)))
         missing = [prompt for prompt in ordered if prompt.id not in drafts.ids()]
