@@ -10,7 +10,7 @@ from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
 from cai_helpers.curation.overrides import read_overrides
-from cai_helpers.curation.rules import DROP_MEANING, Curation, Overruled, curate, refuses_over_answer
+from cai_helpers.curation.rules import DROP_MEANING, RULES, Curation, Overruled, curate, refuses_over_answer
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
@@ -76,6 +76,7 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     fingerprint = {
         "seed": settings.seed,
         "outputs": [path.name for path in outputs],  # a dataset from before one of them was written is made again
+        "rules": RULES,
         "input pairs": file_hash(source),
         "input overrides": file_hash(workspace.overrides),
         **section("curate", settings.curate, exclude={"strict"}),  # what training makes of the gate
