@@ -147,7 +147,7 @@ def download(settings: Settings, workspace: Workspace) -> StageReport:
 def bakeoff(
     settings: Settings,
     workspace: Workspace,
-    n: Annotated[int, typer.Option("--n", min=2, help="Prompts a protocol.")] = 24,
+    n: Annotated[int, typer.Option("--n", min=2, help="Prompts a protocol.")] = 48,
     protocol: Annotated[
         list[str] | None, typer.Option(help="Compare only these, e.g. --protocol single/short+2. Repeatable.")
     ] = None,

@@ -14,6 +14,7 @@ from cai_helpers.schema import Record, StageReport
 from cai_helpers.settings import Settings, Train, change_settings
 from cai_helpers.stages.train import start_over, train_dpo
 from cai_helpers.store import write_atomically
+from cai_helpers.training.policy.reference_store import folder_of, record_of
 from cai_helpers.training.sft_phase import sft_folder
 from cai_helpers.workspace import Workspace
 
@@ -152,7 +153,7 @@ def _run(settings: Settings, workspace: Workspace, field: str, value: float, epo
 
 def share(source: Workspace, target: Workspace) -> None:
     """Give `target` what `source` computed before its DPO began. Either is used only where it fits: it names its basis."""
-    wanted = [*(source.checkpoints / "reference").glob("*.json")]
+    wanted = [*folder_of(source).glob("*.json"), record_of(source)] if record_of(source).exists() else []
     sealed = source.root / "manifests" / "sft.json"
     if sealed.exists() and not sft_folder(target).exists():
         wanted += [*(sft_folder(source) / "adapter").iterdir(), source.logs / "history_sft.jsonl", sealed]

@@ -16,7 +16,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
-from cai_helpers.store import write_json, write_jsonl
+from cai_helpers.store import write_jsonl
+from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.watch import checkpoints, copies
 from cai_helpers.workspace import Workspace
 
@@ -31,7 +32,7 @@ def checkpoint(workspace: Workspace, step: int) -> Path:
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": step, "max_steps": 20}))
     checkpoints.seal(folder)
     write_jsonl(workspace.history, [{"step": number} for number in range(step + 1)])
-    write_json(workspace.checkpoints / "reference" / "train.json", {"key": "k"})
+    reference_of(workspace, "k", pytest.fail).write("train", {"ref_logps": [-1.0, -2.0]})
     return folder
 
 
@@ -106,6 +107,7 @@ def test_an_empty_workspace_gets_back_what_the_same_run_has_copied_out(tmp_path,
     assert checkpoints.newest_good(second.checkpoints, pytest.fail).name == "checkpoint-15"
     assert copies.hash_of(second.checkpoints) == copies.hash_of(first.checkpoints)
     assert second.history.read_bytes() == first.history.read_bytes()
+    assert reference_of(second, "k", pytest.fail).read("train") == {"ref_logps": [-1.0, -2.0]}
 
 
 def test_another_run_and_a_run_that_starts_over_find_nothing(tmp_path, target):
@@ -140,6 +142,31 @@ def test_a_damaged_copy_is_not_brought_back(tmp_path):
     out.fetch(empty)
     assert [folder.name for folder in checkpoints.in_order(empty.checkpoints)] == ["checkpoint-5"]
     assert any("checkpoint-10" in line and "is not what was written" in line for line in said)
+
+
+def test_an_altered_copy_of_the_reference_is_not_brought_back(tmp_path, target, hub):
+    said: list[str] = []
+    workspace = Workspace(tmp_path / "first")
+    out = open_copies(target, said)
+    out.put(workspace, checkpoint(workspace, 5))
+    copy = next(tmp_path.glob("drive/*/reference/train.json"), None) or next(hub.rglob("reference/train.json"))
+    copy.write_text(copy.read_text().replace("-2.0", "-2.5"))
+
+    empty = Workspace(tmp_path / "second")
+    out.fetch(empty)
+    assert checkpoints.newest_good(empty.checkpoints, pytest.fail).name == "checkpoint-5"
+    assert reference_of(empty, "k", pytest.fail).read("train") is None
+    assert any("copy of the reference's log-probabilities" in one and "not what was written" in one for one in said)
+
+
+def test_altered_values_are_not_copied_out(tmp_path):
+    said: list[str] = []
+    workspace = Workspace(tmp_path / "first")
+    sealed = checkpoint(workspace, 5)
+    (workspace.checkpoints / "reference" / "train.json").write_text("{}")
+    open_copies(str(tmp_path / "drive"), said).put(workspace, sealed)
+    assert not list((tmp_path / "drive").rglob("reference*"))
+    assert said[0] == ("WARNING: the reference's log-probabilities are not copied: train.json is not what was written")
 
 
 def test_a_copy_that_fails_is_a_loud_warning_and_no_error(tmp_path, monkeypatch):

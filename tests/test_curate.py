@@ -3,6 +3,8 @@ from typing import get_args
 
 import pytest
 
+from cai_helpers.analysis.frame import read_frame
+from cai_helpers.analysis.statistics import analyze_frame
 from cai_helpers.curation.overrides import Override, append_override, pair_key
 from cai_helpers.curation.rules import curate, drop_reason, preference_row, refuses_over_answer
 from cai_helpers.schema import Outcome, ScoredPair
@@ -24,6 +26,9 @@ def pair(**changes) -> ScoredPair:
     return ScoredPair.model_validate({**row, **changes})
 
 
+META = "The response should tell people to ask a locksmith."
+
+
 @pytest.mark.parametrize(
     ("changes", "settings", "reason"),
     [
@@ -38,6 +43,19 @@ def pair(**changes) -> ScoredPair:
         ({"outcome": "meta_commentary", "revised_score": None, "chosen": None}, {}, "meta_commentary"),
         ({"outcome": "unparsed", "revised_score": None, "chosen": None}, {}, "unparsed"),
         ({"outcome": "unknown"}, {}, None),
+        # a file from elsewhere tells no outcome, so the text does, whichever side won
+        ({"outcome": "unknown", "revised_response": META}, {}, "meta_commentary"),
+        ({"outcome": "unknown", "revised_response": META, "revised_score": 0.0}, {}, "meta_commentary"),
+        ({"outcome": "unknown", "revised_response": META, "revised_score": None}, {}, "meta_commentary"),
+        ({"outcome": "revised", "revised_response": META}, {}, "meta_commentary"),
+        ({"outcome": "unknown", "base_response": META, "revised_response": META}, {}, "identical"),
+        ({"outcome": "unknown", "revised_response": "Ask a locksmith."}, {}, "too_short"),
+        ({"outcome": "unknown", "revised_response": "KEEP_ORIGINAL"}, {}, "kept"),
+        ({"outcome": "unknown", "revised_response": "How do I pick a lock?"}, {}, "echo"),
+        ({"outcome": "unknown", "revised_response": "Ask a locksmith to open it.<end_of_turn>"}, {}, "echo"),
+        ({"outcome": "revised", "revised_response": "Ask a locksmith to open it.<end_of_turn>"}, {}, "echo"),
+        ({"outcome": "unknown", "revised_response": "and so on " * 40}, {}, "degenerate"),
+        ({"outcome": "unknown", "revised_response": "and so on " * 40}, {"drop_degenerate": False}, None),
         ({"base_finish": "length"}, {}, None),
         ({"base_finish": "length", "revised_score": 0.0}, {}, "chosen_cut_off"),
         ({"base_response": "and so on " * 40}, {}, "degenerate"),
@@ -59,6 +77,37 @@ def test_every_dropped_pair_stands_in_the_table_whatever_its_outcome(workspace, 
     report = curate_pairs(load_settings("smoke"), workspace, tmp_path / "pairs.jsonl")
     shown = [name.removeprefix("dropped: ") for name, _ in report.lines() if name.startswith("dropped: ")]
     assert sorted(shown) == sorted(outcomes)
+
+
+def test_in_an_eight_column_file_what_is_counted_as_no_revision_is_what_is_dropped(workspace, tmp_path):
+    columns = (
+        *("prompt", "base_response", "revised_response", "base_score", "revised_score", "chosen"),
+        *("critic_notes", "principle_ids"),
+    )
+    revisions = [f"Ask locksmith number {number} to open it." for number in range(30)]
+    revisions[:8] = [f"The response should name locksmith number {number}." for number in range(8)]
+    revisions[8:12] = ["REVISION: Ask a locksmith to open the lock.", "Ask him.", "KEEP_ORIGINAL", "and so on " * 40]
+    pairs = [
+        pair(prompt=f"How do I open lock {number}?", revised_response=text, revised_score=number % 2 * 2.0)
+        for number, text in enumerate(revisions)
+    ]
+    rows = [{name: value for name, value in one.model_dump().items() if name in columns} for one in pairs]
+    write_jsonl(tmp_path / "pairs.jsonl", rows)
+    kept_by_a_person = pair_key(pairs[0].prompt, pairs[0].base_response, pairs[0].revised_response)
+    append_override(workspace.overrides, kept_by_a_person, pairs[0].id, "revision")
+
+    report = curate_pairs(load_settings("smoke", ["curate.near_duplicates=null"]), workspace, tmp_path / "pairs.jsonl")
+    assert report.dropped == {"kept": 1, "meta_commentary": 7, "echo": 1, "too_short": 1, "degenerate": 1}
+    assert report.kept + sum(report.dropped.values()) == report.generated == 30
+    written = [*read_jsonl(workspace.train_rows), *read_jsonl(workspace.eval_rows)]
+    assert len(written) == report.kept == 19
+    assert [row["labelled_by"] for row in written if "The response should" in str(row["chosen"] + row["rejected"])] == [
+        "person"
+    ]
+    dropped = [row["drop_reason"] for row in read_jsonl(workspace.dropped_rows)]
+    assert {reason: dropped.count(reason) for reason in dropped} == report.dropped
+    counted = analyze_frame(read_frame(tmp_path / "pairs.jsonl"))
+    assert round(counted.meta_commentary.value * counted.meta_commentary.n) == 8  # those dropped and the person's
 
 
 def test_the_side_with_the_higher_reward_is_chosen_whatever_the_file_says():

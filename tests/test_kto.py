@@ -27,6 +27,7 @@ from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.sweep import sweep
 from cai_helpers.training.kto import UnpairedTrainer, build_kto, check_kto
 from cai_helpers.training.policy.lora import REFERENCE
+from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.answers import Unpaired, Weights, balance, read_one_sided, unpair
 from cai_helpers.training.rows.pairs import encode_answer, read_rows
 from cai_helpers.workspace import Workspace
@@ -83,7 +84,8 @@ def unpaired(settings, workspace: Workspace) -> Unpaired:
 def make_trainer(settings, workspace: Workspace, data: Unpaired) -> UnpairedTrainer:
     tokenizer = AutoTokenizer.from_pretrained(settings.models.base)
     folder, weights = workspace.checkpoints, balance(data.train)
-    return build_kto(settings, folder, data, weights, tokenizer, "fp32", this_machine(), str(workspace.root))
+    reference = reference_of(workspace, str(workspace.root), print)
+    return build_kto(settings, folder, data, weights, tokenizer, "fp32", this_machine(), reference)
 
 
 @pytest.fixture(scope="module")

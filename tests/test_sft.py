@@ -20,6 +20,7 @@ from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.training.checks import check_flight
 from cai_helpers.training.dpo import PolicyTrainer, build_trainer
 from cai_helpers.training.policy.lora import REFERENCE
+from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.pairs import Fitting, Preferences, encode, keep_fitting, read_rows, revisions
 from cai_helpers.training.sft import SupervisedTrainer, build_supervised, check_supervised
 from cai_helpers.workspace import Workspace
@@ -193,8 +194,8 @@ def test_a_frozen_copy_that_is_not_the_supervised_result_is_caught(tiny, tuned, 
     rows, held_out = read_rows(workspace.train_rows), read_rows(workspace.eval_rows)
     tokenizer = AutoTokenizer.from_pretrained(tiny / "base")
     trainer = build_trainer(
-        settings, workspace.checkpoints, rows, held_out, tokenizer, "fp32", this_machine(), "key",
-        tuned[0].checkpoints / "sft" / "adapter",
+        settings, workspace.checkpoints, rows, held_out, tokenizer, "fp32", this_machine(),
+        reference_of(workspace, "key", print), tuned[0].checkpoints / "sft" / "adapter",
     )  # fmt: skip
     data = Preferences(Fitting(rows, 0, 37), Fitting(held_out, 0, 37))
     checks = dict(check_flight(trainer, settings.models, data))

@@ -16,6 +16,7 @@ from cai_helpers.settings import Settings
 from cai_helpers.store import write_jsonl
 from cai_helpers.training.checks import check_flight
 from cai_helpers.training.dpo import PolicyTrainer, build_trainer
+from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.pairs import Preferences, keep_fitting, read_rows
 from cai_helpers.workspace import Workspace
 
@@ -105,7 +106,8 @@ def make_settings(tiny: Path, adapter: bool = True, min_pairs: int = 10, dtype: 
 def make_trainer(settings: Settings, workspace: Workspace) -> PolicyTrainer:
     rows, held_out = read_rows(workspace.train_rows), read_rows(workspace.eval_rows)
     tokenizer = AutoTokenizer.from_pretrained(settings.models.base)
-    return build_trainer(settings, workspace.checkpoints, rows, held_out, tokenizer, "fp32", this_machine(), "key")
+    reference = reference_of(workspace, "key", print)
+    return build_trainer(settings, workspace.checkpoints, rows, held_out, tokenizer, "fp32", this_machine(), reference)
 
 
 def check(trainer: PolicyTrainer, settings: Settings) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 from pydantic import ValidationError
 
-from cai_helpers.critique.verdict import opens_as_meta_commentary
+from cai_helpers.critique.recognition import is_meta_commentary, leaks_template
 from cai_helpers.errors import CaiError
 from cai_helpers.measures.normal import normalised
 from cai_helpers.measures.refusals import is_refusal
@@ -20,21 +20,6 @@ from cai_helpers.schema import ScoredPair
 from cai_helpers.store import read_jsonl
 
 COLUMNS = ("prompt", "base_response", "revised_response", "base_score", "revised_score", "chosen")
-
-# Text of the critic's prompt, of chat templates or of transcripts, which no answer to a user holds.
-_LEAK = re.compile(
-    r"""
-    (?:^|\n)\W*(?:critique|revision|revised\sresponse)\W*:
-  | KEEP_ORIGINAL
-  | \[/?(?:CONVERSATION|RESPONSE|PRINCIPLES|CRITIQUE|INST)\]
-  | </?(?:start_of_turn|end_of_turn|bos|eos|s)> | <\|[a-z_]+\|>
-  | (?:^|\n)\s*(?:human|user|assistant)\s*:
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
-
-# One of them stands in every leak; looking for them first is ten times as fast as the expression.
-_LEAK_SIGNS = ("critique", "revis", "keep_original", "[", "<", "human", "user", "assistant")
 
 _ANSWERED = re.compile(r"(?:^|\n)\s*(?:assistant|ai|model)\s*:\s*\S", re.IGNORECASE)
 _SPEAKERS = re.compile(r"^\s*(?:human|user)\s*:\s*|\n\s*assistant\s*:\s*$", re.IGNORECASE)
@@ -69,7 +54,7 @@ def pair_frame(pairs: Iterable[ScoredPair]) -> pd.DataFrame:
     identical         both texts are the same
     base_words, …     length in words
     base_refuses, …   the text declines the request
-    meta              the revision talks about a response, whatever the row says of it; False if not compared
+    meta              the row says, or its text tells, that the revision talks about a response
     leak              the revision holds text of a template
     multi_turn        the prompt has earlier turns
     context_free      the prompt is a follow-up whose earlier turns are gone
@@ -151,17 +136,12 @@ def _row(number: int, pair: ScoredPair) -> tuple[Any, ...]:
         base_words if identical else len(pair.revised_response.split()),
         base_refuses,
         base_refuses if identical else is_refusal(pair.revised_response),
-        compared and opens_as_meta_commentary(pair.revised_response),
-        compared and _leaks(pair.revised_response),
+        is_meta_commentary(pair),
+        leaks_template(pair),
         multi_turn,
         not multi_turn and is_context_free(pair.prompt),
         hash(normalised(pair.prompt)),
     )
-
-
-def _leaks(revision: str) -> bool:
-    lowered = revision.lower()
-    return any(sign in lowered for sign in _LEAK_SIGNS) and _LEAK.search(revision) is not None
 
 
 def is_context_free(prompt: str) -> bool:

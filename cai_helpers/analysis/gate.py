@@ -99,7 +99,7 @@ def _meta_commentary(statistics: Statistics) -> Target:
         f"< {_percent(META_BELOW)}",
         found,
         share is not None and share.value < META_BELOW,
-        "The critic describes a response instead of writing one; those rows were dropped where they were recognised.",
+        "The critic describes a response instead of writing one; those rows are dropped, unless a person kept one.",
         "Try a protocol that says whom the revision speaks to (single/full, two_step/full); `cai bakeoff` compares them.",
     )
 

@@ -119,7 +119,6 @@ def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
     decided = compared[compared["delta"].abs() > tie]
     attempted = frame[frame["outcome"] != "kept"]
     told = frame[frame["outcome"] != "unknown"]
-    meta = (attempted["outcome"] == "meta_commentary") | attempted["meta"]
     higher = np.where(decided["delta"] > 0, "revised", "base")
     winner_refuses, loser_refuses = _refusals_of_sides(decided)
     by_principle = frame.explode("principle_ids").dropna(subset=["principle_ids"])
@@ -143,7 +142,7 @@ def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
         median_delta=median_of(compared["delta"].to_numpy()),
         chosen=_counts(frame["chosen"].dropna()),
         contradictions=int((decided["chosen"].notna() & (decided["chosen"] != higher)).sum()),
-        meta_commentary=_share(meta),
+        meta_commentary=_share(attempted["meta"]),
         leaks=_share(compared["leak"]),
         draft_fit=_fit(frame, "base"),
         revision_fit=_fit(compared, "revised"),

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
 from cai_helpers.critique.verdict import Protocol, Verdict
-from cai_helpers.models.language import Generator, load_stage2
+from cai_helpers.models.language import Generator, identity, load_stage2, locate
 from cai_helpers.schema import Completion, Messages, Prompt, Trace
 from cai_helpers.settings import Settings
+from cai_helpers.workspace import Fingerprint, file_hash, section
 
 if TYPE_CHECKING:
     from cai_helpers.models.sampling import Sampling
@@ -54,17 +55,43 @@ def _endpoint(settings: Settings) -> Generator:
     return EndpointGenerator(settings.endpoint)
 
 
+def trace_basis(settings: Settings) -> Fingerprint:
+    """What the text of a trace depends on, but for the protocol."""
+    generate = settings.generate
+    own_files = {"input constitution": generate.constitution, "input protocols": generate.protocols_file}
+    sources = {"input prompts": settings.prompts.source, "input evaluation prompts": settings.prompts.eval_source}
+    api = {"endpoint.base_url": settings.endpoint.base_url, "endpoint.model": settings.endpoint.model}
+    return {
+        "seed": settings.seed,
+        "models.base": identity(settings.models.base),
+        "models.adapter": identity(settings.models.adapter),
+        "models.dtype": settings.models.dtype,
+        **section("prompts", settings.prompts, exclude={"limit"}),
+        **section("generate", generate, exclude={"batch_size", "protocol"}),
+        **(api if generate.critic == "api" else {}),
+        **{name: file_hash(Path(path)) for name, path in own_files.items() if path},
+        **{name: file_hash(Path(locate(source))) for name, source in sources.items() if source},
+    }
+
+
 def make_traces(critic: Critic, prompts: list[Prompt]) -> list[Trace]:
     """Draft, critique and revise `prompts` together: one batch of work, what is lost when the process is killed.
 
     A prompt whose endpoint request failed has no trace; it is to be tried again later.
     """
-    drafts = _draft(critic, prompts)
+    return criticise(critic, make_drafts(critic, prompts))
+
+
+def criticise(critic: Critic, drafts: list[Draft]) -> list[Trace]:
+    """Critique and revise drafts, whichever protocol they were made under: they do not depend on it.
+
+    A draft whose endpoint request failed has no trace.
+    """
     chats = [
         critique.critique_chat(critic.protocol, draft.prompt.messages, draft.completion.text, draft.principles)
         for draft in drafts
     ]
-    outputs = _criticise(critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts])
+    outputs = _ask_critic(critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts])
     answered = [(draft, output) for draft, output in zip(drafts, outputs, strict=True) if output is not None]
     if critic.protocol.revision is not None:
         return _revise(critic, answered)
@@ -74,7 +101,8 @@ def make_traces(critic: Critic, prompts: list[Prompt]) -> list[Trace]:
     ]
 
 
-def _draft(critic: Critic, prompts: list[Prompt]) -> list[Draft]:
+def make_drafts(critic: Critic, prompts: list[Prompt]) -> list[Draft]:
+    """Each prompt's first answer, with the principles that the critic is shown for it."""
     settings = critic.settings.generate
     completions = _complete(
         critic.drafter,
@@ -84,10 +112,15 @@ def _draft(critic: Critic, prompts: list[Prompt]) -> list[Draft]:
         settings.batch_size,
     )
     return [
-        Draft(prompt, completion, _principles(critic, prompt, completion.text))
+        draft_of(critic, prompt, completion)
         for prompt, completion in zip(prompts, completions, strict=True)
         if completion is not None
     ]
+
+
+def draft_of(critic: Critic, prompt: Prompt, completion: Completion) -> Draft:
+    """`completion` as the draft, with the principles that the critic is shown for it: always the same ones."""
+    return Draft(prompt, completion, _principles(critic, prompt, completion.text))
 
 
 def _principles(critic: Critic, prompt: Prompt, draft: str) -> list[Principle]:
@@ -109,7 +142,7 @@ def _revise(critic: Critic, criticised: list[tuple[Draft, Completion]]) -> list[
         critique.revision_chat(critic.protocol, draft.prompt.messages, draft.completion.text, output.text)
         for draft, output in open_rows
     ]
-    revisions = _criticise(critic, chats, [f"{draft.prompt.id}/revision" for draft, _ in open_rows])
+    revisions = _ask_critic(critic, chats, [f"{draft.prompt.id}/revision" for draft, _ in open_rows])
     for (draft, output), revision in zip(open_rows, revisions, strict=True):
         if revision is not None:
             verdict = critique.judge_revision(output.text, revision, critic.protocol, draft.question)
@@ -117,7 +150,7 @@ def _revise(critic: Critic, criticised: list[tuple[Draft, Completion]]) -> list[
     return traces
 
 
-def _criticise(critic: Critic, chats: list[Messages], keys: list[str]) -> list[Completion | None]:
+def _ask_critic(critic: Critic, chats: list[Messages], keys: list[str]) -> list[Completion | None]:
     settings = critic.settings.generate
     return _complete(critic.critic, chats, keys, _sampling(critic, settings.critic_tokens), settings.batch_size)
 

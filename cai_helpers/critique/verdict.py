@@ -194,12 +194,22 @@ def opens_as_meta_commentary(revision: str) -> bool:
 
 def _fault(revision: str, output: Completion, protocol: Protocol, prompt: str) -> tuple[Outcome, str] | None:
     """The first thing that makes `revision` unusable, as (outcome, reason)."""
-    if _KEEP.match(revision):
-        return "kept", f"the critic wrote {KEEP}"
+    fault = fault_of_text(revision, prompt)
+    if fault is not None and fault[0] == "kept":
+        return fault
     if revision and is_degenerate(revision):
         return "degenerate", "the revision repeats itself"
     if output.finish == "length":
         return "truncated", "the revision hit the token limit"
+    if fault is None and (run := _shared_run(revision, f"{protocol.critique}\n{protocol.revision or ''}")):
+        return "echo", f"the revision repeats the instructions: {run!r}"
+    return fault
+
+
+def fault_of_text(revision: str, prompt: str) -> tuple[Outcome, str] | None:
+    """What the text alone shows to be no revision, as (outcome, reason); going round in circles is not asked for here."""
+    if _KEEP.match(revision):
+        return "kept", f"the critic wrote {KEEP}"
     if opens_as_meta_commentary(revision):
         return "meta_commentary", f"the revision opens with {_opening(revision)!r}"
     if (words := len(revision.split())) < MIN_REVISION_WORDS:
@@ -208,8 +218,6 @@ def _fault(revision: str, output: Completion, protocol: Protocol, prompt: str) -
         return "echo", f"the revision holds the label {label[0]!r}"
     if prompt and _words(revision) == _words(prompt):
         return "echo", "the revision repeats the prompt"
-    if run := _shared_run(revision, f"{protocol.critique}\n{protocol.revision or ''}"):
-        return "echo", f"the revision repeats the instructions: {run!r}"
     return None
 
 

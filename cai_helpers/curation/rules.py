@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
+from cai_helpers.critique.recognition import outcome_of
 from cai_helpers.curation.overrides import Override, pair_key
 from cai_helpers.measures.degeneration import is_degenerate
 from cai_helpers.measures.near_duplicates import near_copies
@@ -29,6 +30,8 @@ DROP_MEANING: dict[str, str] = {
     "near_duplicate": "another pair has nearly the same prompt, and a clearer score",
     "balance": "more refusals over answers than curate.max_refusal_share allows",
 }
+
+RULES = 2  # raised when they come to drop other rows: a dataset that older ones made is made again
 
 
 class Overruled(NamedTuple):
@@ -88,8 +91,9 @@ def curate(pairs: Iterable[ScoredPair], overrides: dict[str, Override], settings
 
 def drop_reason(pair: ScoredPair, settings: Curate) -> str | None:
     """The first rule that `pair` breaks by itself, or None: it is a training row."""
-    if pair.outcome not in ("revised", "unknown"):
-        return pair.outcome
+    outcome = outcome_of(pair)
+    if outcome not in ("revised", "unknown"):
+        return outcome
     if pair.identical:
         return "identical"
     if settings.drop_degenerate and (is_degenerate(pair.base_response) or is_degenerate(pair.revised_response)):

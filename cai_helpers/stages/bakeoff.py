@@ -1,71 +1,37 @@
-"""Run a few prompts through every protocol and recommend one by a stated rule: measured here, on this model."""
+"""Run a few prompts through every protocol and recommend one by a stated rule: measured here, on this model.
+
+Each prompt is drafted once; a draft does not depend on the protocol, so every protocol criticises the same ones. Rows are
+on disk as they come: a killed bake-off goes on, one with more prompts keeps those it has.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
-from cai_helpers.critique.critic import Critic, load_critic, make_traces
+from cai_helpers.critique.critic import Critic, Draft, criticise, draft_of, load_critic, make_drafts, trace_basis
+from cai_helpers.critique.protocol_choice import Choice, Entry, choose_protocol, told_from_chance
 from cai_helpers.critique.verdict import Protocol, load_protocol, protocol_names
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import use_threads
-from cai_helpers.measures.intervals import Interval, proportion
-from cai_helpers.models.language import identity, release_memory
+from cai_helpers.measures.intervals import proportion
+from cai_helpers.models.language import release_memory
 from cai_helpers.prompts.split import write_prompts
-from cai_helpers.schema import Prompt, Record, StageReport, Trace
-from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
+from cai_helpers.schema import Completion, Prompt, StageReport, Trace
+from cai_helpers.scoring.judge import ResponsePair, judge_pairs, load_scorer, scorer_identity
 from cai_helpers.settings import Settings
-from cai_helpers.store import write_json, write_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace, section
+from cai_helpers.store import JsonlStore, read_jsonl, write_json
+from cai_helpers.workspace import Fingerprint, Workspace, plain
 
-RULE = (
-    "recommended: the protocol with the most winning revisions less losing ones; among those within one pair of the "
-    "best, the quickest"
-)
-
-
-class Entry(Record):
-    """One protocol's row. Shares are of all prompts, but `wins`, which is of the usable revisions."""
-
-    protocol: str
-    prompts: int
-    outcomes: dict[str, int]
-    identical: int  # usable revisions that are the draft again
-    wins: int  # of the usable revisions
-    losses: int
-    win_rate: Interval | None  # None without a usable revision
-    mean_delta: float | None
-    tokens_a_pair: float
-    seconds_a_pair: float
-
-    @property
-    def net(self) -> int:
-        return self.wins - self.losses
-
-    def share(self, *outcomes: str) -> float:
-        return sum(self.outcomes.get(outcome, 0) for outcome in outcomes) / self.prompts
-
-    def figures(self, planned: int) -> dict[str, str]:
-        """The row of the table, under its heads."""
-        return {
-            "protocol": self.protocol,
-            "parsed": f"{1 - self.share('unparsed', 'truncated', 'refused_to_critique'):.0%}",
-            "kept": f"{self.share('kept'):.0%}",
-            "identical": f"{self.identical / self.prompts:.0%}",
-            "meta": f"{self.share('meta_commentary', 'echo'):.0%}",
-            "degenerate": f"{self.share('degenerate', 'too_short'):.0%}",
-            "revised wins": self.win_rate.percent() if self.win_rate else "none",
-            "won − lost": f"{self.net:+d}",
-            "mean delta": "none" if self.mean_delta is None else f"{self.mean_delta:+.2f}",
-            "tokens/pair": f"{self.tokens_a_pair:.0f}",
-            "s/pair": f"{self.seconds_a_pair:.2f}",
-            f"minutes for {planned}": f"{self.seconds_a_pair * planned / 60:.1f}",
-        }
+# Where 60 % of them give a usable revision, a protocol that wins seven in ten of those is told from a tossed coin.
+PROMPTS = 48
 
 
 class BakeoffReport(StageReport):
@@ -73,7 +39,7 @@ class BakeoffReport(StageReport):
     trust: str  # what gold pairs say of it, see calibration.trust_line
     planned: int  # training prompts of the settings
     entries: list[Entry]
-    recommended: str
+    recommended: str | None  # None: no protocol wins beyond chance
 
     def title(self) -> str:
         return f"Bake-off of the critique protocols, {self.entries[0].prompts} prompts each, scored by {self.scorer}"
@@ -81,6 +47,10 @@ class BakeoffReport(StageReport):
     def rows(self) -> list[dict[str, str]]:
         """The table, a row a protocol."""
         return [entry.figures(self.planned) for entry in self.entries]
+
+    def choice(self) -> Choice:
+        """The recommendation in words, or why there is none and what to try."""
+        return choose_protocol(self.entries)
 
     def lines(self) -> list[tuple[str, str]]:
         rows = self.rows()
@@ -90,12 +60,33 @@ class BakeoffReport(StageReport):
             (name or "protocol", "  ".join(row[head].rjust(widths[head]) for head in row if head != "protocol"))
             for name, row in table
         ]
-        trust = ("scorer, on gold pairs", self.trust)
-        return [*formatted, trust, ("recommended", f"{self.recommended}  ({RULE})")]
+        return [
+            *formatted,
+            ("scorer, on gold pairs", self.trust),
+            ("told from chance", self._told()),
+            ("recommended", self.choice().line()),
+        ]
+
+    def _told(self) -> str:
+        """What so many prompts can show at all."""
+        most = max(self.entries, key=lambda entry: entry.wins + entry.losses)
+        decided = most.wins + most.losses
+        share = told_from_chance(decided)
+        counted = f"{decided} of {most.prompts} prompts gave a decided pair at best ({most.protocol})"
+        if share is None:
+            return f"{counted}: too few to tell any win rate from chance"
+        return f"{counted}: from {share:.0%} wins on, a protocol is told from a tossed coin"
+
+
+class _Judged(NamedTuple):
+    """What a protocol made of the prompts."""
+
+    traces: list[Trace]
+    seconds: float  # drafting included
 
 
 def compare_protocols(
-    settings: Settings, workspace: Workspace, count: int = 24, protocols: list[str] | None = None
+    settings: Settings, workspace: Workspace, count: int = PROMPTS, protocols: list[str] | None = None
 ) -> BakeoffReport:
     """Draft, critique, revise and score `count` training prompts under each protocol; default: every one there is.
 
@@ -104,80 +95,122 @@ def compare_protocols(
     must not change the protocol half-way because another one was a little quicker this time.
 
     Raises:
-        CaiError: an unknown protocol, or the models cannot be loaded.
+        CaiError: an unknown protocol, the models or the scorer cannot be loaded, or it was stopped by hand.
     """
     own_file = settings.generate.protocols_file
     file = Path(own_file) if own_file else None
-    names = protocols or protocol_names(file)
-    texts = {name: load_protocol(name, file) for name in names}
-    fingerprint = _fingerprint(settings, texts, count)
+    texts = {name: load_protocol(name, file) for name in protocols or protocol_names(file)}
+    basis = _basis(settings, file)
+    fingerprint = {**basis, "models.reward": scorer_identity(settings), "prompts": count, "protocols": texts}
     trust = trust_line(load_calibration(workspace, scorer_identity(settings)))
     if (report := workspace.finished("bakeoff", fingerprint, BakeoffReport)) is not None:
-        return report.model_copy(update={"trust": trust})
+        # judged now: an older one may recommend what never won
+        return report.model_copy(update={"trust": trust, "recommended": report.choice().protocol})
     use_threads(settings.threads)
-    split = write_prompts(settings, workspace)
-    prompts = split.train[:count]
-    critic = load_critic(settings, names[0])
-    made = {name: _run(critic._replace(protocol=protocol), prompts) for name, protocol in texts.items()}
-    del critic
-    release_memory()  # on a T4 the reward model takes the generator's place
-
-    deltas = _deltas(settings, {name: traces for name, (traces, _) in made.items()})
-    entries = [_entry(name, traces, seconds, deltas[name]) for name, (traces, seconds) in made.items()]
-    planned = len(split.train)
+    _begin(workspace, basis)
+    write_prompts(settings, workspace)
+    prompts = [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]  # in the form `generate` takes them
+    made = _make_rows(settings, workspace, prompts[:count], texts)
+    deltas = _deltas(settings, workspace, {name: one.traces for name, one in made.items()})
+    entries = [_entry(name, one, deltas[name]) for name, one in made.items()]
     report = BakeoffReport(
         scorer=scorer_identity(settings),
         trust=trust,
-        planned=planned,
+        planned=len(prompts),
         entries=entries,
-        recommended=recommend(entries).protocol,
+        recommended=choose_protocol(entries).protocol,
     )
-    for name, (traces, _) in made.items():
-        write_jsonl(
-            workspace.bakeoff.parent / f"{name.replace('/', '-')}.jsonl", (trace.model_dump() for trace in traces)
-        )
     write_json(workspace.bakeoff, report.model_dump(mode="json"))
-    workspace.seal("bakeoff", fingerprint, [workspace.bakeoff], report)
+    if all(entry.prompts == min(count, len(prompts)) for entry in entries):  # else an endpoint failed: again later
+        workspace.seal("bakeoff", fingerprint, [workspace.bakeoff], report)
     return report
 
 
-def _fingerprint(settings: Settings, protocols: dict[str, Protocol], count: int) -> Fingerprint:
-    return {
-        "seed": settings.seed,
-        "models.base": identity(settings.models.base),
-        "models.adapter": identity(settings.models.adapter),
-        "models.dtype": settings.models.dtype,
-        "models.reward": scorer_identity(settings),
-        "prompts": count,
-        "protocols": protocols,
-        **section("prompts", settings.prompts),
-        **section("generate", settings.generate, exclude={"batch_size", "protocol"}),
-    }
+def _basis(settings: Settings, file: Path | None) -> Fingerprint:
+    """What the rows depend on: not how many prompts and protocols are compared, nor by whom they are scored."""
+    return {**trace_basis(settings), "wordings": {name: load_protocol(name, file) for name in protocol_names(file)}}
 
 
-def recommend(entries: list[Entry]) -> Entry:
-    """The entry that RULE names."""
-    best = max(entry.net for entry in entries)
-    return min((entry for entry in entries if entry.net >= best - 1), key=lambda entry: entry.seconds_a_pair)
+def _begin(workspace: Workspace, basis: Fingerprint) -> None:
+    """Go on with the rows that are there, or, where they were made with something else, put them into archive/."""
+    if workspace.begun("bakeoff") != plain(basis):
+        workspace.archive("bakeoff", list(workspace.bakeoff.parent.glob("*")))
+    workspace.begin("bakeoff", basis)
 
 
-def _run(critic: Critic, prompts: list[Prompt]) -> tuple[list[Trace], float]:
-    """Traces under the critic's protocol, and the seconds they took."""
+def _make_rows(
+    settings: Settings, workspace: Workspace, prompts: list[Prompt], protocols: dict[str, Protocol]
+) -> dict[str, _Judged]:
+    """The traces of every protocol; nothing is loaded when all are on disk."""
+    folder = workspace.bakeoff.parent
+    ordered = sorted(prompts, key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
+    drafts = JsonlStore(folder / "drafts.jsonl")
+    stores = {name: JsonlStore(folder / f"{name.replace('/', '-')}.jsonl") for name in protocols}
+    wanted = {prompt.id for prompt in prompts}
+    if any(wanted - store.ids() for store in (drafts, *stores.values())):
+        _try_scorer(settings, workspace)
+        critic = load_critic(settings, next(iter(protocols)))
+        missing = [prompt for prompt in ordered if prompt.id not in drafts.ids()]
+        _in_batches(critic, "draft", missing, drafts, lambda part: map(_draft_row, make_drafts(critic, part)))
+        known = {row["id"]: Completion.model_validate(row["completion"]) for row in drafts.rows()}
+        made = [draft_of(critic, prompt, known[prompt.id]) for prompt in ordered if prompt.id in known]
+        for name, protocol in protocols.items():
+            judge = critic._replace(protocol=protocol)
+            done = stores[name].ids()
+            open_drafts = [draft for draft in made if draft.prompt.id not in done]
+            _in_batches(judge, name, open_drafts, stores[name], lambda part, judge=judge: _trace_rows(judge, part))
+        del critic, judge
+        release_memory()  # on a T4 the reward model takes the generator's place
+    drafting = {row["id"]: row["seconds"] for row in drafts.rows()}
+    return {name: _judged(store, wanted, drafting) for name, store in stores.items()}
+
+
+def _try_scorer(settings: Settings, workspace: Workspace) -> None:
+    """Before the first draft: a scorer that cannot be loaded would be noticed only after all was generated."""
+    load_scorer(settings)
+    release_memory()
+    workspace.say(
+        "bakeoff", "the scorer loads and passes its trial; it makes room for the generator and is loaded again to judge"
+    )
+
+
+def _in_batches(
+    critic: Critic, name: str, items: list, store: JsonlStore, make: Callable[[list], Iterator[dict]]
+) -> None:
+    """Append what `make` gives for each batch, with the seconds that a row of it took."""
     size = critic.settings.generate.batch_size
-    traces: list[Trace] = []
-    started = time.monotonic()
-    ordered = sorted(prompts, key=lambda prompt: -len(prompt.text))
-    with tqdm(total=len(prompts), desc=critic.protocol.name, unit="pair") as bar:
-        for start in range(0, len(ordered), size):
-            made = make_traces(critic, ordered[start : start + size])
-            traces += made
-            bar.update(len(made))
-    if not traces:
+    with tqdm(total=len(items), desc=name, unit="pair", disable=not items) as bar:
+        try:
+            for start in range(0, len(items), size):
+                part, started = items[start : start + size], time.monotonic()
+                rows = list(make(part))
+                seconds = (time.monotonic() - started) / len(part)
+                store.append({**row, "seconds": seconds} for row in rows)
+                bar.update(len(part))
+        except KeyboardInterrupt:
+            raise CaiError(
+                f"Stopped by hand at {name}, {bar.n} of {len(items)}; the rows are on disk.",
+                "Run `cai bakeoff` or the cell again to go on from there.",
+            ) from None
+
+
+def _draft_row(draft: Draft) -> dict:
+    return {"id": draft.prompt.id, "completion": draft.completion.model_dump()}
+
+
+def _trace_rows(critic: Critic, drafts: list[Draft]) -> Iterator[dict]:
+    return (trace.model_dump() for trace in criticise(critic, drafts))
+
+
+def _judged(store: JsonlStore, wanted: set[str], drafting: dict[str, float]) -> _Judged:
+    rows = [row for row in store.rows() if row["id"] in wanted]
+    if not rows:
         raise CaiError("The endpoint answered no request of the bake-off.", "Check the settings under endpoint.")
-    return traces, time.monotonic() - started
+    seconds = sum(row.pop("seconds") + drafting[row["id"]] for row in rows)
+    return _Judged([Trace.model_validate(row) for row in rows], seconds)
 
 
-def _deltas(settings: Settings, made: dict[str, list[Trace]]) -> dict[str, list[float]]:
+def _deltas(settings: Settings, workspace: Workspace, made: dict[str, list[Trace]]) -> dict[str, list[float]]:
     """Score differences of each protocol's revisions; all are judged in one call, which loads the scorer once."""
     revised = {name: [trace for trace in traces if trace.outcome == "revised"] for name, traces in made.items()}
     asked = [
@@ -185,24 +218,24 @@ def _deltas(settings: Settings, made: dict[str, list[Trace]]) -> dict[str, list[
         for traces in revised.values()
         for trace in traces
     ]
-    scores = iter(judge_pairs(settings, asked).scores)
+    scores = iter(judge_pairs(settings, asked, JsonlStore(workspace.bakeoff.parent / "scores.jsonl")).scores)
     return {
         name: [pair.second - pair.first for pair in islice(scores, len(traces))] for name, traces in revised.items()
     }
 
 
-def _entry(name: str, traces: list[Trace], seconds: float, deltas: list[float]) -> Entry:
-    revised = [trace for trace in traces if trace.outcome == "revised"]
-    wins = sum(delta > 0 for delta in deltas)
+def _entry(name: str, made: _Judged, deltas: list[float]) -> Entry:
+    revised = [trace for trace in made.traces if trace.outcome == "revised"]
+    wins, count = sum(delta > 0 for delta in deltas), len(made.traces)
     return Entry(
         protocol=name,
-        prompts=len(traces),
-        outcomes=dict(Counter(trace.outcome for trace in traces)),
+        prompts=count,
+        outcomes=dict(Counter(trace.outcome for trace in made.traces)),
         identical=sum(trace.draft.strip() == trace.revision.strip() for trace in revised),
         wins=wins,
         losses=sum(delta < 0 for delta in deltas),
-        win_rate=proportion(wins, len(deltas)) if deltas else None,
+        win_rate=proportion(wins, len(deltas)),
         mean_delta=sum(deltas) / len(deltas) if deltas else None,
-        tokens_a_pair=sum(trace.tokens for trace in traces) / len(traces),
-        seconds_a_pair=seconds / len(traces),
+        tokens_a_pair=sum(trace.tokens for trace in made.traces) / count,
+        seconds_a_pair=made.seconds / count,
     )

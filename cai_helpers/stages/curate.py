@@ -11,7 +11,7 @@ from cai_helpers.analysis.statistics import TIE, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
 from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.overrides import read_overrides
-from cai_helpers.curation.rules import DROP_MEANING, Curation, Overruled, curate, refuses_over_answer
+from cai_helpers.curation.rules import DROP_MEANING, RULES, Curation, Overruled, curate, refuses_over_answer
 from cai_helpers.curation.split import held_out_ids, held_out_rule
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
@@ -77,6 +77,7 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     fingerprint = {
         "seed": settings.seed,
         "outputs": [path.name for path in outputs],  # a dataset from before one of them was written is made again
+        "rules": RULES,
         "input pairs": file_hash(source),
         "input overrides": file_hash(workspace.overrides),
         **section("curate", settings.curate, exclude={"strict"}),  # what training makes of the gate

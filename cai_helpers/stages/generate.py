@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from pathlib import Path
@@ -10,16 +9,16 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from cai_helpers.critique.critic import Critic, load_critic, make_traces
+from cai_helpers.critique.critic import Critic, load_critic, make_traces, trace_basis
+from cai_helpers.critique.protocol_choice import Choice, read_choice, require_protocol
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.machine.processes import Processes, this_process
-from cai_helpers.models.language import identity, locate
 from cai_helpers.prompts.split import PromptSummary, write_prompts
 from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace, file_hash, section
+from cai_helpers.workspace import Fingerprint, Workspace
 
 
 class GenerateReport(StageReport):
@@ -112,19 +111,24 @@ def chosen_protocol(settings: Settings, workspace: Workspace) -> str:
     """The protocol of the settings; for "auto" the one that a bake-off in this workspace recommends, else single/short.
 
     A run that was begun with one goes on with it: a bake-off made afterwards must not refuse its rows.
+
+    Raises:
+        CaiError: for "auto", where a bake-off found no protocol to recommend and nothing was begun.
     """
     if settings.generate.protocol != "auto":
         return settings.generate.protocol
-    recommended = "single/short"
-    if workspace.bakeoff.exists():
-        recommended = json.loads(workspace.bakeoff.read_text(encoding="utf-8"))["recommended"]
+    choice = read_choice(workspace.bakeoff) if workspace.bakeoff.exists() else Choice("single/short", "")
     begun = workspace.begun("generate")
-    if begun is None or begun["generate.protocol"] == recommended:
-        return recommended
+    if begun is None:
+        return require_protocol(choice)
     used = begun["generate.protocol"]
-    workspace.say(
-        "generate", f"goes on with {used}, as begun; --fresh starts over with {recommended}, the recommended one"
-    )
+    if choice.protocol is None:
+        workspace.say("generate", f"WARNING: goes on with {used}, as begun, but the bake-off says: {choice.why}")
+    elif choice.protocol != used:
+        workspace.say(
+            "generate",
+            f"goes on with {used}, as begun; --fresh starts over with {choice.protocol}, the recommended one",
+        )
     return used
 
 
@@ -236,21 +240,4 @@ def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) ->
 
 def _fingerprint(settings: Settings, protocol: str) -> Fingerprint:
     """What a row's text depends on. Not the batch size and not the limit: neither changes a row."""
-    own_files = {
-        "input constitution": settings.generate.constitution,
-        "input protocols": settings.generate.protocols_file,
-    }
-    sources = {"input prompts": settings.prompts.source, "input evaluation prompts": settings.prompts.eval_source}
-    api = settings.generate.critic == "api"
-    return {
-        "seed": settings.seed,
-        "models.base": identity(settings.models.base),
-        "models.adapter": identity(settings.models.adapter),
-        "models.dtype": settings.models.dtype,
-        **section("prompts", settings.prompts, exclude={"limit"}),
-        **section("generate", settings.generate, exclude={"batch_size", "protocol"}),
-        "generate.protocol": protocol,
-        **({"endpoint.base_url": settings.endpoint.base_url, "endpoint.model": settings.endpoint.model} if api else {}),
-        **{name: file_hash(Path(path)) for name, path in own_files.items() if path},
-        **{name: file_hash(Path(locate(source))) for name, source in sources.items() if source},
-    }
+    return {**trace_basis(settings), "generate.protocol": protocol}

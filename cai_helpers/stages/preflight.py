@@ -24,6 +24,7 @@ from cai_helpers.scoring.judge import ResponsePair, load_scorer, questions_of
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
 from cai_helpers.training.memory_plan import plan_memory, require_memory
+from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.pairs import Fitting, Preferences, encode, keep_fitting, read_rows
 from cai_helpers.workspace import Workspace
 
@@ -185,8 +186,9 @@ def _train(
     dtype = choose_dtype(settings.models.dtype, machine)
     plan = require_memory(plan_memory(settings, dtype, machine, data.longest), settings)
     with quiet_libraries(), explained_memory(settings.train):
+        reference = reference_of(scratch, "preflight", say)
         trainer = build_trainer(
-            short, scratch.checkpoints, data.train.rows, data.held_out.rows, tokenizer, dtype, machine, "preflight"
+            short, scratch.checkpoints, data.train.rows, data.held_out.rows, tokenizer, dtype, machine, reference
         )
         checks = check_flight(trainer, settings.models, data)
         say(f"{len(checks)} checks before the first update hold: {', '.join(check.what for check in checks)}")

@@ -18,6 +18,7 @@ from cai_helpers.store import write_jsonl
 from cai_helpers.training.kto_phase import KtoReport, run_kto
 from cai_helpers.training.memory_plan import plan_memory, require_memory
 from cai_helpers.training.outcome.report import TrainReport, make_report
+from cai_helpers.training.policy.reference_store import record_of, reference_of
 from cai_helpers.training.rows.pairs import Preferences, keep_fitting, read_rows
 from cai_helpers.training.rows.weights import weigh
 from cai_helpers.training.run import run_phase
@@ -72,6 +73,8 @@ def train_dpo(
     use_threads(settings.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     data = _load_data(settings, workspace)
+    if copies is not None:
+        copies.fetch_where_needed(workspace)
 
     from cai_helpers.pages.training_picture import save_training_plot
     from cai_helpers.training.trainer import explained_memory, quiet_libraries
@@ -88,7 +91,8 @@ def train_dpo(
 def start_over(settings: Settings, workspace: Workspace) -> None:
     """Move what earlier calls made to archive/."""
     workspace.archive("sft", [sft_history(workspace, settings)])
-    workspace.archive("train", [workspace.checkpoints, workspace.adapter, workspace.history, workspace.held_out])
+    made = [workspace.checkpoints, record_of(workspace), workspace.adapter, workspace.history, workspace.held_out]
+    workspace.archive("train", made)
 
 
 def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
@@ -217,8 +221,7 @@ def _train_by_dpo(
 
     fp16 = dtype == "fp16"
     history = TrainingHistory(workspace.history, workspace.checkpoints, fp16, say, settings, watch, copy_out)
-    fetch = None if copies is None else lambda: copies.fetch(workspace)
-    best_step, resumed_from = run_phase(trainer, history, workspace.checkpoints, say, fetch)
+    best_step, resumed_from = run_phase(trainer, history, workspace.checkpoints, say)
     merged = trainer.start.merged
     save_policy(trainer.model, workspace.adapter, settings.models.base, merged and merged.factors)
     say(f"the policy of step {best_step} is in {workspace.adapter}; read back, it equals what was trained")
@@ -235,6 +238,7 @@ def _trainer(
     from cai_helpers.training.dpo import build_trainer
 
     start = sft_folder(workspace) / "adapter" if tuned else None
+    key = _reference_key(settings, fingerprint, dtype=dtype, supervised=start and file_hash(start))
     return build_trainer(
         settings,
         workspace.checkpoints,
@@ -243,7 +247,7 @@ def _trainer(
         load_tokenizer(settings.models.base),
         dtype,
         this_machine(),
-        _reference_key(settings, fingerprint, dtype=dtype, supervised=start and file_hash(start)),
+        reference_of(workspace, key, lambda message: workspace.say("train", message)),
         start,
     )
 

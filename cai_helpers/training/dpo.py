@@ -16,7 +16,8 @@ from cai_helpers.machine.hardware import Dtype, Machine
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Settings
 from cai_helpers.training.policy.losses import start_value
-from cai_helpers.training.policy.reference import ReferenceStore, StoredReference
+from cai_helpers.training.policy.reference import StoredReference
+from cai_helpers.training.policy.reference_store import ReferenceStore
 from cai_helpers.training.rows.pairs import as_dataset, encode
 from cai_helpers.training.trainer import (
     PolicyTraining,
@@ -63,10 +64,10 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase,
     dtype: Dtype,
     machine: Machine,
-    reference_key: str,
+    reference: ReferenceStore,
     tuned: Path | None = None,
 ) -> PolicyTrainer:
-    """Load the policy and hand it to TRL, checkpoints and reference log-probabilities in `folder`.
+    """Load the policy and hand it to TRL, checkpoints in `folder`.
 
     An adapter that is continued (Stage 2, or the supervised result in `tuned`) is copied by TRL, frozen, as the
     reference. A new LoRA starts at zero, on the base or on the merged Stage 2: the reference is that model with the
@@ -75,7 +76,7 @@ def build_trainer(
     pair = encode(held_out[0], tokenizer)
     start = load_start(settings, pair.prompt + pair.chosen, tuned)
     return PolicyTrainer(
-        reference=ReferenceStore(folder / "reference", reference_key),
+        reference=reference,
         start=start,
         args=training_arguments(settings, folder, dtype, machine, continued=start.adapter is not None),
         train_dataset=as_dataset(train),

@@ -23,7 +23,8 @@ from cai_helpers.training.checks import (
     check_trained_parameters,
 )
 from cai_helpers.training.policy.losses import kto_start_value
-from cai_helpers.training.policy.reference import ReferenceStore, StoredReference
+from cai_helpers.training.policy.reference import StoredReference
+from cai_helpers.training.policy.reference_store import ReferenceStore
 from cai_helpers.training.rows.answers import Unpaired, Weights, as_unpaired
 from cai_helpers.training.rows.pairs import encode_answer
 from cai_helpers.training.trainer import (
@@ -69,9 +70,9 @@ def build_kto(
     tokenizer: PreTrainedTokenizerBase,
     dtype: Dtype,
     machine: Machine,
-    reference_key: str,
+    reference: ReferenceStore,
 ) -> UnpairedTrainer:
-    """Load the policy as DPO would and hand it to TRL; checkpoints and reference log-probabilities in `folder`.
+    """Load the policy as DPO would and hand it to TRL; checkpoints in `folder`.
 
     The reference is DPO's: TRL's frozen copy of the adapter that is continued, or the model with its new LoRA switched
     off. Its log-probabilities are computed once, of the answers and of the mismatched ones that the KL is estimated on.
@@ -89,7 +90,7 @@ def build_kto(
         disable_dropout=start.adapter is not None,  # as in DPO: with dropout it is not the reference's policy
     )
     return UnpairedTrainer(
-        reference=ReferenceStore(folder / "reference", reference_key),
+        reference=reference,
         start=start,
         args=on_one_gpu(arguments, machine),
         train_dataset=as_unpaired(data.train),

@@ -10,6 +10,7 @@ from cai_helpers.machine.hardware import Dtype, this_machine
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
+from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.answers import Unpaired, Weights, balance, read_one_sided, unpair
 from cai_helpers.training.rows.pairs import Preferences
 from cai_helpers.training.run import run_phase
@@ -99,7 +100,8 @@ def run_kto(
     rows = _unpaired(settings, workspace, data, say)
     weights = balance(rows.train)
     folder, tokenizer = workspace.checkpoints, load_tokenizer(settings.models.base)
-    trainer = build_kto(settings, folder, rows, weights, tokenizer, dtype, this_machine(), reference_key)
+    reference = reference_of(workspace, reference_key, say)
+    trainer = build_kto(settings, folder, rows, weights, tokenizer, dtype, this_machine(), reference)
     checks = check_kto(trainer, settings.models, rows)
     for check in checks:
         say(f"check: {check.what}: {check.found}")
@@ -109,8 +111,7 @@ def run_kto(
             copies.put(workspace, checkpoint)
 
     history = UnpairedHistory(workspace.history, folder, dtype == "fp16", say, settings, on_sealed=copy_out)
-    fetch = None if copies is None else lambda: copies.fetch(workspace)
-    best_step, resumed_from = run_phase(trainer, history, folder, say, fetch)
+    best_step, resumed_from = run_phase(trainer, history, folder, say)
     merged = trainer.start.merged
     save_policy(trainer.model, workspace.adapter, settings.models.base, merged and merged.factors)
     say(f"the policy of step {best_step} is in {workspace.adapter}; read back, it equals what was trained")

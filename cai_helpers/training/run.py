@@ -19,11 +19,8 @@ def run_phase(
     history: TrainingHistory,
     folder: Path,
     say: Callable[[str], None],
-    fetch: Callable[[], None] | None = None,
 ) -> tuple[int, int | None]:
     """Train to the end and put the best policy back into the model: (its step, the step that was resumed from).
-
-    fetch: called where there is no checkpoint to go on from; brings back what an earlier runtime copied out.
 
     Raises:
         CaiError: stopped by hand, a number that is not finite, or no checkpoint is whole.
@@ -32,9 +29,6 @@ def run_phase(
 
     trainer.add_callback(history)
     start = checkpoints.newest_good(folder, say)
-    if start is None and fetch is not None:
-        fetch()
-        start = checkpoints.newest_good(folder, say)
     _run(trainer, history, start, say)
     best_step = _best_good(history, folder, say)
     restore_policy(trainer.model, checkpoints.at_step(folder, best_step))

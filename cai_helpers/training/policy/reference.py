@@ -5,22 +5,13 @@ Importing this imports torch.
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from cai_helpers.errors import CaiError
-from cai_helpers.store import write_json
-
-
-class ReferenceStore(NamedTuple):
-    """Where the reference's log-probabilities are kept, so that they are computed once."""
-
-    folder: Path
-    key: str  # what they depend on; under another key they are computed again
+from cai_helpers.training.policy.reference_store import ReferenceStore
 
 
 class Measured(NamedTuple):
@@ -74,13 +65,10 @@ class StoredReference:
         raise NotImplementedError
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        path = self._reference.folder / f"{name}.json"
-        if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["key"] == self._reference.key:
-                for column in self.reference_columns:
-                    dataset = dataset.add_column(column, stored[column])
-                return dataset
+        if (stored := self._reference.read(name)) is not None:
+            for column in self.reference_columns:
+                dataset = dataset.add_column(column, stored[column])
+            return dataset
         # TRL caches by data and weights alone; another ld_alpha in the same process would get the wrong numbers
         ld_alpha = getattr(self, "ld_alpha", None)
         self._precompute_model_hash = f"{self._precompute_model_hash} {self._reference.key} {ld_alpha}"
@@ -91,5 +79,5 @@ class StoredReference:
                 "The starting policy gives log-probabilities that are not finite: weights or precision are broken.",
                 "Set models.dtype=fp32, or bf16 on a card with compute capability 8.0 or higher.",
             )
-        write_json(path, {"key": self._reference.key, **columns})
+        self._reference.write(name, columns)
         return dataset

@@ -18,11 +18,12 @@ from typing import Protocol
 
 from cai_helpers.models.language import transport_error
 from cai_helpers.store import write_atomically, write_json
+from cai_helpers.training.policy.reference_store import bring, faults, folder_of, record_of
 from cai_helpers.training.watch import checkpoints
 from cai_helpers.workspace import Fingerprint, Workspace, plain
 
 HUB = "hub:"
-_RUN, _HISTORY, _REFERENCE = "run.json", "history.jsonl", "reference"
+_RUN, _HISTORY, _REFERENCE, _RECORD = "run.json", "history.jsonl", "reference", "reference.json"
 
 
 class Place(Protocol):
@@ -67,6 +68,11 @@ class Copies:
         self.made += 1
         self._say(f"{checkpoint.name} is copied to {self._where}, every file compared")
 
+    def fetch_where_needed(self, workspace: Workspace) -> None:
+        """Fetch where there is no checkpoint to go on from. Before the reference is asked for: a copy has that too."""
+        if checkpoints.newest_good(workspace.checkpoints, self._say) is None:
+            self.fetch(workspace)
+
     def fetch(self, workspace: Workspace) -> None:
         """Bring back what this very run has copied out, if anything; damaged checkpoints are left where they are."""
         try:
@@ -96,12 +102,19 @@ class Copies:
     def _stage(self, workspace: Workspace, checkpoint: Path, draft: Path) -> None:
         write_json(draft / _RUN, self._fingerprint)
         shutil.copy(workspace.history, draft / _HISTORY)
-        reference = workspace.checkpoints / _REFERENCE
-        if reference.is_dir():
-            shutil.copytree(reference, draft / _REFERENCE)
+        self._stage_reference(workspace, draft)
         shutil.copytree(checkpoint, draft / checkpoint.name)
         if reason := checkpoints.fault(draft / checkpoint.name):
             raise OSError(f"it was damaged while it was read: {reason}")
+
+    def _stage_reference(self, workspace: Workspace, draft: Path) -> None:
+        if not folder_of(workspace).is_dir():
+            return
+        if reasons := faults(folder_of(workspace), record_of(workspace)):
+            self._say(f"WARNING: the reference's log-probabilities are not copied: {'; '.join(reasons)}")
+            return
+        shutil.copytree(folder_of(workspace), draft / _REFERENCE)
+        shutil.copy(record_of(workspace), draft / _RECORD)
 
     def _unpack(self, workspace: Workspace, draft: Path) -> None:
         workspace.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -114,10 +127,18 @@ class Copies:
                 brought.append(folder.name)
         if not workspace.history.exists():
             write_atomically(workspace.history, (draft / _HISTORY).read_bytes())
-        if (draft / _REFERENCE).is_dir():
-            shutil.copytree(draft / _REFERENCE, workspace.checkpoints / _REFERENCE, dirs_exist_ok=True)
+        self._unpack_reference(workspace, draft)
         if brought:
             self._say(f"fetched {', '.join(brought)} from {self._where}")
+
+    def _unpack_reference(self, workspace: Workspace, draft: Path) -> None:
+        if reasons := faults(draft / _REFERENCE, draft / _RECORD):
+            self._say(
+                f"WARNING: the copy of the reference's log-probabilities in {self._where} is not used: "
+                f"{'; '.join(reasons)}. They are computed where this machine has none."
+            )
+        elif (draft / _REFERENCE).is_dir():
+            bring(draft / _REFERENCE, draft / _RECORD, workspace)
 
 
 class FolderPlace:
