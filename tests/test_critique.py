@@ -3,14 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai_helpers.critique.constitution import load_constitution
-from cai_helpers.critique.verdict import (
-    critique_chat,
-    judge_revision,
-    load_protocol,
-    parse_critique,
-    parse_single,
-    revision_chat,
-)
+from cai_helpers.critique.protocols import critique_chat, load_protocol, revision_chat
+from cai_helpers.critique.verdict import judge_revision, parse_critique, parse_single
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Completion
 

@@ -2,7 +2,7 @@ import pytest
 
 from cai_helpers.critique.constitution import load_constitution
 from cai_helpers.critique.critic import Critic, make_traces
-from cai_helpers.critique.verdict import load_protocol
+from cai_helpers.critique.protocols import load_protocol
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Prompt
 from cai_helpers.stages.generate import _generate

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
-from cai_helpers.critique.verdict import Protocol, Verdict
+from cai_helpers.critique.protocols import Protocol, critique_chat, load_protocol, revision_chat
+from cai_helpers.critique.verdict import Verdict, judge_revision, parse_critique, parse_single
 from cai_helpers.models.language import Generator, identity, load_stage2, locate
 from cai_helpers.schema import Completion, Messages, Prompt, Trace
 from cai_helpers.settings import Settings
@@ -42,7 +43,7 @@ def load_critic(settings: Settings, protocol: str) -> Critic:
     """Load the models and the texts; `protocol` is a name in the protocols file."""
     own_protocols, own_constitution = settings.generate.protocols_file, settings.generate.constitution
     file = Path(own_protocols) if own_protocols else None
-    texts = critique.load_protocol(protocol, file)
+    texts = load_protocol(protocol, file)
     constitution = load_constitution(Path(own_constitution) if own_constitution else None)
     endpoint = _endpoint(settings) if settings.generate.critic == "api" else None
     drafter = load_stage2(settings.models, merged=True)  # last: the checks above take no minutes
@@ -88,7 +89,7 @@ def criticise(critic: Critic, drafts: list[Draft]) -> list[Trace]:
     A draft whose endpoint request failed has no trace.
     """
     chats = [
-        critique.critique_chat(critic.protocol, draft.prompt.messages, draft.completion.text, draft.principles)
+        critique_chat(critic.protocol, draft.prompt.messages, draft.completion.text, draft.principles)
         for draft in drafts
     ]
     outputs = _ask_critic(critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts])
@@ -96,7 +97,7 @@ def criticise(critic: Critic, drafts: list[Draft]) -> list[Trace]:
     if critic.protocol.revision is not None:
         return _revise(critic, answered)
     return [
-        _trace(critic, draft, [output], critique.parse_single(output, critic.protocol, draft.question))
+        _trace(critic, draft, [output], parse_single(output, critic.protocol, draft.question))
         for draft, output in answered
     ]
 
@@ -131,7 +132,7 @@ def _principles(critic: Critic, prompt: Prompt, draft: str) -> list[Principle]:
 
 def _revise(critic: Critic, criticised: list[tuple[Draft, Completion]]) -> list[Trace]:
     """Second call of a two-call protocol, for the rows whose critique did not settle them."""
-    verdicts = [critique.parse_critique(output) for _, output in criticised]
+    verdicts = [parse_critique(output) for _, output in criticised]
     traces = [
         _trace(critic, draft, [output], verdict)
         for (draft, output), verdict in zip(criticised, verdicts, strict=True)
@@ -139,13 +140,13 @@ def _revise(critic: Critic, criticised: list[tuple[Draft, Completion]]) -> list[
     ]
     open_rows = [row for row, verdict in zip(criticised, verdicts, strict=True) if verdict is None]
     chats = [
-        critique.revision_chat(critic.protocol, draft.prompt.messages, draft.completion.text, output.text)
+        revision_chat(critic.protocol, draft.prompt.messages, draft.completion.text, output.text)
         for draft, output in open_rows
     ]
     revisions = _ask_critic(critic, chats, [f"{draft.prompt.id}/revision" for draft, _ in open_rows])
     for (draft, output), revision in zip(open_rows, revisions, strict=True):
         if revision is not None:
-            verdict = critique.judge_revision(output.text, revision, critic.protocol, draft.question)
+            verdict = judge_revision(output.text, revision, critic.protocol, draft.question)
             traces.append(_trace(critic, draft, [output, revision], verdict))
     return traces
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.critique.critic import Critic, Draft, criticise, draft_of, load_critic, make_drafts, trace_basis
 from cai_helpers.critique.protocol_choice import Choice, Entry, choose_protocol, told_from_chance
-from cai_helpers.critique.verdict import Protocol, load_protocol, protocol_names
+from cai_helpers.critique.protocols import Protocol, load_protocol, protocol_names
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.measures.intervals import proportion

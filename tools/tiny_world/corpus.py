@@ -8,7 +8,8 @@ from functools import cache
 from typing import NamedTuple
 
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution
-from cai_helpers.critique.verdict import KEEP, critique_chat, load_protocol, revision_chat
+from cai_helpers.critique.protocols import critique_chat, load_protocol, revision_chat
+from cai_helpers.critique.verdict import KEEP
 from cai_helpers.schema import Messages
 from tiny_world import world
 from tiny_world.world import Case, Dialog
