@@ -14,7 +14,8 @@ from cai_helpers.errors import CaiError
 from cai_helpers.notebook import inspector as inspector_module
 from cai_helpers.notebook import widgets
 from cai_helpers.notebook.inspector import Inspector
-from cai_helpers.notebook.pair_html import pair_html, sendable
+from cai_helpers.notebook.markup import sendable
+from cai_helpers.notebook.pair_html import pair_html
 from cai_helpers.store import read_jsonl, write_jsonl
 
 

@@ -16,6 +16,7 @@ from cai_helpers.inspection.rows import CriticLog, Row, curation_is_behind, prin
 from cai_helpers.notebook import pair_html
 from cai_helpers.notebook.blind_round import BlindRound
 from cai_helpers.notebook.controls import FilterBar, button, line, switch, text_field
+from cai_helpers.notebook.markup import sendable
 from cai_helpers.workspace import Workspace
 
 
@@ -166,7 +167,7 @@ class Inspector:
             return
         standing = self.decisions.get(self.row.key)
         text = standing.edited if standing is not None and standing.edited else self.row.pair.revised_response
-        self.editor.value = pair_html.sendable(text)
+        self.editor.value = sendable(text)
         self._edit_mode(True)
 
     def save_edit(self) -> None:
@@ -220,7 +221,7 @@ class Inspector:
         else:
             decision = self.decisions.get(row.key)
             self.page.value = pair_html.pair_html(row, decision, self._principles)
-            self.note.value = pair_html.sendable(decision.note) if decision is not None else ""
+            self.note.value = sendable(decision.note) if decision is not None else ""
         self._switch_buttons()
         self._show_critic()
 
