@@ -67,7 +67,7 @@ class BlindRound:
 
     def start(self) -> None:
         """Draw the rows and show the first."""
-        done = {one.key for one in read_judgements(self.workspace.blind)}
+        done = {judgement.key for judgement in read_judgements(self.workspace.blind)}
         self.drawn = draw_rows(self.rows, self.count.value, _SEED, done)
         self.position, self.judged = 0, {}
         if not self.drawn:
@@ -130,9 +130,10 @@ class BlindRound:
     def keep(self) -> None:
         """Let this round's judgements overrule the reward model. A pair that has a decision keeps the one it has."""
         standing = read_overrides(self.workspace.overrides)
-        kept = [one for one in self.judged.values() if one.better != "skip" and one.key not in standing]
-        for one in kept:
-            append_override(self.workspace.overrides, one.key, one.id, one.better, note="blind test")
+        judged = [judgement for judgement in self.judged.values() if judgement.better != "skip"]
+        kept = [judgement for judgement in judged if judgement.key not in standing]
+        for judgement in kept:
+            append_override(self.workspace.overrides, judgement.key, judgement.id, judgement.better, note="blind test")
         self.keep_button.disabled = True
         self.say(f"{len(kept)} judgements are decisions now, in pairs/overrides.jsonl. Curate again to apply them.")
 
