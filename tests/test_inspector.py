@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html.parser
 import json
 
 import ipywidgets
 import pytest
+from html_reader import elements_of, text_of, texts_of
 from pairs_for_eyes import HOSTILE, pair, planted, write_pairs, write_traces
 
 from cai_helpers.curation.overrides import append_override, read_overrides
@@ -14,7 +14,8 @@ from cai_helpers.errors import CaiError
 from cai_helpers.notebook import inspector as inspector_module
 from cai_helpers.notebook import widgets
 from cai_helpers.notebook.inspector import Inspector
-from cai_helpers.notebook.pair_html import pair_html, sendable
+from cai_helpers.notebook.markup import sendable
+from cai_helpers.notebook.pair_html import pair_html
 from cai_helpers.store import read_jsonl, write_jsonl
 
 
@@ -30,37 +31,6 @@ def inspector(workspace, pairs):
 
 def number(inspector: Inspector) -> str:
     return text_of(inspector.counter.value)
-
-
-def text_of(page: str) -> str:
-    return "".join(texts_of(page))
-
-
-def texts_of(page: str) -> list[str]:
-    parser = _Reader()
-    parser.feed(page)
-    parser.close()
-    return parser.texts
-
-
-def elements_of(page: str) -> list[str]:
-    parser = _Reader()
-    parser.feed(page)
-    return parser.elements
-
-
-class _Reader(html.parser.HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.texts: list[str] = []
-        self.elements: list[str] = []
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append(tag)
-        assert not [name for name, _ in attributes if name.startswith("on")]
-
-    def handle_data(self, data):
-        self.texts.append(data)
 
 
 # --- looking ---

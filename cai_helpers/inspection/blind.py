@@ -57,12 +57,12 @@ class Agreement(Record):
 
 def _meaning(share: Interval) -> str:
     if share.low > 0.5:
-        found = "Better than a coin toss"
+        comparison = "Better than a coin toss"
     elif share.high < 0.5:
-        found = "Worse than a coin toss: look at the rows you disagree on before training"
+        comparison = "Worse than a coin toss: look at the rows you disagree on before training"
     else:
-        found = "By these rows alone it could be a coin toss"
-    return f"{found}. {share.n} rows are a first check; each further round narrows the interval."
+        comparison = "By these rows alone it could be a coin toss"
+    return f"{comparison}. {share.n} rows are a first check; each further round narrows the interval."
 
 
 def can_be_judged(row: Row) -> bool:
@@ -119,15 +119,17 @@ def read_judgements(path: Path) -> list[Judgement]:
 def agreement(judgements: Iterable[Judgement], rows: Iterable[Row]) -> Agreement:
     """Compare with the scores of `rows`; judgements about pairs that are not among them, or are tied now, are left out."""
     deltas = {row.key: row.pair.delta for row in rows if can_be_judged(row)}
-    known = [one for one in judgements if one.key in deltas]
-    judged = [one for one in known if one.better != "skip"]
-    disagreed = [one.key for one in judged if (one.better == "revision") != (deltas[one.key] > 0)]
+    known = [judgement for judgement in judgements if judgement.key in deltas]
+    judged = [judgement for judgement in known if judgement.better != "skip"]
+    disagreed = [
+        judgement.key for judgement in judged if (judgement.better == "revision") != (deltas[judgement.key] > 0)
+    ]
     agreed = len(judged) - len(disagreed)
     return Agreement(
         agreed=agreed,
         judged=len(judged),
         skipped=len(known) - len(judged),
-        left=sum(one.better == one.left for one in judged),
+        left=sum(judgement.better == judgement.left for judgement in judged),
         share=proportion(agreed, len(judged)),
         disagreed=disagreed,
     )

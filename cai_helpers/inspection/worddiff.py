@@ -35,7 +35,9 @@ def word_diff(before: str, after: str) -> WordDiff:
     are given back whole and unmarked.
     """
     spans = [[match.span() for match in _WORD.finditer(text)] for text in (before, after)]
-    words = [[text[slice(*span)] for span in found] for text, found in zip((before, after), spans, strict=True)]
+    words = [
+        [text[slice(*span)] for span in word_spans] for text, word_spans in zip((before, after), spans, strict=True)
+    ]
     head = _agreeing(*words)
     tail = _agreeing(*(side[head:][::-1] for side in words))
     middle = [side[head : len(side) - tail] for side in words]
@@ -55,8 +57,8 @@ def word_diff(before: str, after: str) -> WordDiff:
 def _agreeing(left: list[str], right: list[str]) -> int:
     """Length of the longest common beginning."""
     count = 0
-    for one, other in zip(left, right, strict=False):
-        if one != other:
+    for left_word, right_word in zip(left, right, strict=False):
+        if left_word != right_word:
             break
         count += 1
     return count

@@ -21,9 +21,11 @@ from cai_helpers.inspection.blind import (
 from cai_helpers.inspection.rows import Row
 from cai_helpers.notebook import pair_html
 from cai_helpers.notebook.controls import button, line
+from cai_helpers.notebook.markup import Html
 from cai_helpers.workspace import Workspace
 
 _SEED = 0  # of the draw and of the shuffled sides: whoever opens a file again goes on where they stopped
+_TITLE = Html('<div class="cai cai-title"><b>Blind test</b><span>Which answer is better?</span></div>')
 _INTRODUCTION = (
     "You see a prompt and two answers, and choose the better one. Scores, outcome and critique are hidden, sides are "
     "shuffled. Pairs are drawn at random; those you judged blind before are not drawn again."
@@ -52,7 +54,7 @@ class BlindRound:
         self.count = widgets.BoundedIntText(value=count, min=1, max=10_000, layout=widgets.Layout(width="90px"))
         self.page, self.status = widgets.HTML(), widgets.HTML()
         self._buttons = line()
-        title = widgets.HTML('<div class="cai cai-title"><b>Blind test</b><span>Which answer is better?</span></div>')
+        title = widgets.HTML(_TITLE)
         self.box = widgets.VBox([title, self._buttons, self.status, self.page])
         self.introduce()
 
@@ -60,12 +62,12 @@ class BlindRound:
         """The first page."""
         self.page.value = pair_html.message_html(_INTRODUCTION)
         self.status.value = ""
-        rows = widgets.HTML('<div class="cai">rows to judge</div>')
+        rows = widgets.HTML(Html('<div class="cai">rows to judge</div>'))
         self._offer(self.count, rows, self._button("start", self.start), self._button("back to the pairs", self.close))
 
     def start(self) -> None:
         """Draw the rows and show the first."""
-        done = {one.key for one in read_judgements(self.workspace.blind)}
+        done = {judgement.key for judgement in read_judgements(self.workspace.blind)}
         self.drawn = draw_rows(self.rows, self.count.value, _SEED, done)
         self.position, self.judged = 0, {}
         if not self.drawn:
@@ -128,9 +130,10 @@ class BlindRound:
     def keep(self) -> None:
         """Let this round's judgements overrule the reward model. A pair that has a decision keeps the one it has."""
         standing = read_overrides(self.workspace.overrides)
-        kept = [one for one in self.judged.values() if one.better != "skip" and one.key not in standing]
-        for one in kept:
-            append_override(self.workspace.overrides, one.key, one.id, one.better, note="blind test")
+        judged = [judgement for judgement in self.judged.values() if judgement.better != "skip"]
+        kept = [judgement for judgement in judged if judgement.key not in standing]
+        for judgement in kept:
+            append_override(self.workspace.overrides, judgement.key, judgement.id, judgement.better, note="blind test")
         self.keep_button.disabled = True
         self.say(f"{len(kept)} judgements are decisions now, in pairs/overrides.jsonl. Curate again to apply them.")
 

@@ -8,7 +8,8 @@ from typing import get_args
 import ipywidgets as widgets
 
 from cai_helpers.inspection.rows import Facet, Filters, Order, Row, delta_bounds, values_of
-from cai_helpers.notebook.pair_html import DECISION_MEANING, sendable
+from cai_helpers.notebook.markup import sendable
+from cai_helpers.notebook.pair_html import DECISION_MEANING
 
 _LONGEST_LABEL = 40
 

@@ -16,6 +16,7 @@ from cai_helpers.inspection.rows import CriticLog, Row, curation_is_behind, prin
 from cai_helpers.notebook import pair_html
 from cai_helpers.notebook.blind_round import BlindRound
 from cai_helpers.notebook.controls import FilterBar, button, line, switch, text_field
+from cai_helpers.notebook.markup import sendable
 from cai_helpers.workspace import Workspace
 
 
@@ -52,48 +53,53 @@ class Inspector:
     def _make_widgets(self, name: str) -> None:
         self.filters = FilterBar(self.rows, self._guarded(self.filter))
         self.counter, self.page, self.critic, self.status = (widgets.HTML() for _ in range(4))
-        self.note = text_field("note (kept with your decision)", "230px")
-        self.jump = text_field("go to no.", "85px")
-        self.jump.observe(lambda _: self._guarded(self.go_to)(), names="value")
-        self.critic_toggle = widgets.ToggleButton(description="critic's words", layout=widgets.Layout(width="auto"))
-        self.critic_toggle.observe(lambda _: self._guarded(self._show_critic)(), names="value")
-
-        self.previous_button, self.next_button = (
-            self._button("◀ previous", self.previous),
-            self._button("next ▶", self.next),
-        )
-        self.random_button = self._button("random", self.random)
         self.blind_button = self._button("blind test", self.open_blind)
-        self.revision_button = self._button("revision is better", lambda: self.decide("revision"))
-        self.draft_button = self._button("draft is better", lambda: self.decide("draft"))
-        self.drop_button = self._button("drop", lambda: self.decide("drop"))
-        self.edit_button = self._button("edit revision", self.edit)
-        self.undo_button = self._button("undo", self.undo)
-        self.editor = widgets.Textarea(layout=widgets.Layout(width="100%", height="170px"))
-        self.save_button = self._button("save my text", self.save_edit)
-        self.cancel_button = self._button("cancel", self.cancel_edit)
-        self.edit_box = widgets.VBox([self.editor, line(self.save_button, self.cancel_button)])
-        self.edit_box.layout.display = "none"
-
-        self._moving = [self.previous_button, self.next_button, self.random_button, self.jump]
-        self._deciding_buttons = [
-            *(self.revision_button, self.draft_button, self.drop_button, self.edit_button, self.undo_button),
-        ]
-        deciding = line(*self._deciding_buttons, self.note)
-        deciding.add_class("cai-deciding")
         self._pairs_view = [
             widgets.HTML(pair_html.title_html(name, len(self.rows))),
             self.filters.box,
-            line(*self._moving[:2], self.counter, *self._moving[2:], self.critic_toggle, self.blind_button),
-            deciding,
+            self._make_moving(),
+            self._make_deciding(),
             self.status,
-            self.edit_box,
+            self._make_editor(),
             self.page,
             self.critic,
         ]
         self._body = widgets.VBox(self._pairs_view)
         self.box = widgets.VBox([widgets.HTML(pair_html.style_html()), self._body])
         self.box.add_class("cai-inspector")
+
+    def _make_moving(self) -> widgets.Widget:
+        self.previous_button = self._button("◀ previous", self.previous)
+        self.next_button = self._button("next ▶", self.next)
+        self.random_button = self._button("random", self.random)
+        self.jump = text_field("go to no.", "85px")
+        self.jump.observe(lambda _: self._guarded(self.go_to)(), names="value")
+        self.critic_toggle = widgets.ToggleButton(description="critic's words", layout=widgets.Layout(width="auto"))
+        self.critic_toggle.observe(lambda _: self._guarded(self._show_critic)(), names="value")
+        self._moving = [self.previous_button, self.next_button, self.random_button, self.jump]
+        return line(*self._moving[:2], self.counter, *self._moving[2:], self.critic_toggle, self.blind_button)
+
+    def _make_deciding(self) -> widgets.Widget:
+        self.revision_button = self._button("revision is better", lambda: self.decide("revision"))
+        self.draft_button = self._button("draft is better", lambda: self.decide("draft"))
+        self.drop_button = self._button("drop", lambda: self.decide("drop"))
+        self.edit_button = self._button("edit revision", self.edit)
+        self.undo_button = self._button("undo", self.undo)
+        self.note = text_field("note (kept with your decision)", "230px")
+        self._deciding_buttons = [
+            *(self.revision_button, self.draft_button, self.drop_button, self.edit_button, self.undo_button),
+        ]
+        deciding = line(*self._deciding_buttons, self.note)
+        deciding.add_class("cai-deciding")
+        return deciding
+
+    def _make_editor(self) -> widgets.Widget:
+        self.editor = widgets.Textarea(layout=widgets.Layout(width="100%", height="170px"))
+        self.save_button = self._button("save my text", self.save_edit)
+        self.cancel_button = self._button("cancel", self.cancel_edit)
+        self.edit_box = widgets.VBox([self.editor, line(self.save_button, self.cancel_button)])
+        self.edit_box.layout.display = "none"
+        return self.edit_box
 
     def _button(self, label: str, action: Callable[[], None]) -> widgets.Button:
         return button(label, self._guarded(action))
@@ -166,7 +172,7 @@ class Inspector:
             return
         standing = self.decisions.get(self.row.key)
         text = standing.edited if standing is not None and standing.edited else self.row.pair.revised_response
-        self.editor.value = pair_html.sendable(text)
+        self.editor.value = sendable(text)
         self._edit_mode(True)
 
     def save_edit(self) -> None:
@@ -220,7 +226,7 @@ class Inspector:
         else:
             decision = self.decisions.get(row.key)
             self.page.value = pair_html.pair_html(row, decision, self._principles)
-            self.note.value = pair_html.sendable(decision.note) if decision is not None else ""
+            self.note.value = sendable(decision.note) if decision is not None else ""
         self._switch_buttons()
         self._show_critic()
 

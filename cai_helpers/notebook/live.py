@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import time
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from IPython.display import HTML, display
 
+from cai_helpers.notebook.markup import Html, table
 from cai_helpers.pages.canvas import BLUE, GREY, INK, ORANGE, RED
 from cai_helpers.training.watch.history import Progress, Watcher, duration
 from cai_helpers.workspace import Workspace
@@ -54,25 +54,25 @@ def training(workspace: Workspace) -> Watcher:
     return watch
 
 
-def render(progress: Progress, log: str) -> str:
+def render(progress: Progress, log: str) -> Html:
     """The page of one moment."""
     training_rows = [row for row in progress.rows if "loss" in row]
     evaluations = [row for row in progress.rows if "eval_loss" in row]
-    head = (
-        f"<b>step {progress.step} of {progress.steps}</b> · {html.escape(duration(progress.seconds_left))} left · "
-        f"every line is in {html.escape(log)}"
+    head = Html("<b>step {} of {}</b> · {} left · every line is in {}").format(
+        progress.step, progress.steps, duration(progress.seconds_left), log
     )
-    alarms = "".join(
-        f'<p style="border-left:4px solid {RED};padding-left:8px;margin:4px 0">{html.escape(alarm.line())}</p>'
-        for alarm in progress.alarms
+    alarm_line = Html('<p style="border-left:4px solid {};padding-left:8px;margin:4px 0">{}</p>')
+    return Html("<div>{head}{alarms}{figures}<div>{curves}</div></div>").format(
+        head=head,
+        alarms=Html("").join(alarm_line.format(RED, alarm.line()) for alarm in progress.alarms),
+        figures=_figures(training_rows, evaluations),
+        curves=Html("").join(_svg(curve, progress.rows) for curve in _CURVES),
     )
-    curves = "".join(_svg(curve, progress.rows) for curve in _CURVES)
-    return f"<div>{head}{alarms}{_table(training_rows, evaluations)}<div>{curves}</div></div>"
 
 
-def _table(training_rows: Sequence[dict], evaluations: Sequence[dict]) -> str:
+def _figures(training_rows: Sequence[dict], evaluations: Sequence[dict]) -> Html:
     if not training_rows:
-        return ""
+        return Html("")
     last = training_rows[-1]
     cells = {
         "loss": f"{last['loss']:.4f}",
@@ -87,16 +87,14 @@ def _table(training_rows: Sequence[dict], evaluations: Sequence[dict]) -> str:
         "held-out accuracy": f"{evaluations[-1]['eval_accuracy']:.0%}" if evaluations else "",
     }
     shown = {name: figure for name, figure in cells.items() if figure}
-    heads = "".join(f'<th style="{_CELL}">{name}</th>' for name in shown)
-    figures = "".join(f'<td style="{_CELL}">{figure}</td>' for figure in shown.values())
-    return f"<table><tr>{heads}</tr><tr>{figures}</tr></table>"
+    return table([list(shown.values())], heads=list(shown), style=_CELL)
 
 
-def _svg(curve: _Curve, rows: Sequence[dict]) -> str:
+def _svg(curve: _Curve, rows: Sequence[dict]) -> Html:
     points = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in curve.lines}
     everything = [point for line in points.values() for point in line]
     if not everything:
-        return ""
+        return Html("")
     values = [value for _, value in everything] + ([] if curve.level is None else [curve.level])
     left, right = min(step for step, _ in everything), max(step for step, _ in everything)
     low, high = min(values), max(values)
@@ -106,17 +104,25 @@ def _svg(curve: _Curve, rows: Sequence[dict]) -> str:
         y = 20 + (high - value) / max(high - low, 1e-9) * (_HEIGHT - 36)
         return f"{x:.1f},{y:.1f}"
 
-    parts = [f'<text x="4" y="12" font-size="11" fill="{INK}">{html.escape(curve.title)}</text>']
+    parts = [_text(12, 11, curve.title)]
     if curve.level is not None:
         level = f"{place(left, curve.level)} {place(right, curve.level)}"
-        parts.append(f'<polyline points="{level}" stroke="{GREY}" stroke-dasharray="4" fill="none"/>')
-    for key, line in points.items():
-        if not line:
-            continue
-        path, colour = " ".join(place(*point) for point in line), curve.lines[key]
-        parts.append(f'<polyline points="{path}" stroke="{colour}" stroke-width="2" fill="none"/>')
-        x, y = place(*line[-1]).split(",")
-        parts.append(f'<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>')
-    parts.append(f'<text x="4" y="{_HEIGHT - 3}" font-size="10" fill="{INK}">{low:.3g} to {high:.3g}</text>')
-    style = f'width="{_WIDTH}" height="{_HEIGHT}" style="background:white;margin-right:10px"'
-    return f"<svg {style}>{''.join(parts)}</svg>"
+        parts.append(Html('<polyline points="{}" stroke="{}" stroke-dasharray="4" fill="none"/>').format(level, GREY))
+    parts += [_line([place(*point) for point in line], curve.lines[key]) for key, line in points.items() if line]
+    parts.append(_text(_HEIGHT - 3, 10, f"{low:.3g} to {high:.3g}"))
+    return Html('<svg width="{}" height="{}" style="background:white;margin-right:10px">{}</svg>').format(
+        _WIDTH, _HEIGHT, Html("").join(parts)
+    )
+
+
+def _line(places: Sequence[str], colour: str) -> Html:
+    """A curve through "x,y" places, and a dot where it is now."""
+    x, y = places[-1].split(",")
+    return Html(
+        '<polyline points="{places}" stroke="{colour}" stroke-width="2" fill="none"/>'
+        '<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>'
+    ).format(places=" ".join(places), colour=colour, x=x, y=y)
+
+
+def _text(y: int, size: int, text: str) -> Html:
+    return Html('<text x="4" y="{}" font-size="{}" fill="{}">{}</text>').format(y, size, INK, text)

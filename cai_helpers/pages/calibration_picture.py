@@ -42,19 +42,20 @@ def calibration_figure(calibration: Calibration) -> Figure:
     return figure
 
 
-def _by_difference(axes: Axes, one: Calibration) -> None:
-    believed = [one.min_delta is not None and found.low >= one.min_delta for found in one.bins]
+def _by_difference(axes: Axes, calibration: Calibration) -> None:
+    threshold, bins = calibration.min_delta, calibration.bins
+    believed = [threshold is not None and deltas.low >= threshold for deltas in bins]
     for colour, wanted, label in ((BLUE, True, "believed"), (ORANGE, False, "not believed")):
         places = [place for place, good in enumerate(believed) if good is wanted]
-        _points(axes, places, [one.bins[place].accuracy for place in places], colour, label)
-    axes.set_xticks(range(len(one.bins)), [f"{found.low:.2f}–\n{found.high:.2f}" for found in one.bins])
+        _points(axes, places, [bins[place].accuracy for place in places], colour, label)
+    axes.set_xticks(range(len(bins)), [f"{deltas.low:.2f}–\n{deltas.high:.2f}" for deltas in bins])
     axes.set_ylim(0, 104)
-    axes.set_xlim(-0.6, len(one.bins) - 0.4)
-    axes.axhline(100 * one.target, color=GREEN, linewidth=1.2, label=f"target {100 * one.target:.0f} %")
+    axes.set_xlim(-0.6, len(bins) - 0.4)
+    axes.axhline(100 * calibration.target, color=GREEN, linewidth=1.2, label=f"target {100 * calibration.target:.0f} %")
     axes.axhline(50, color=INK, linewidth=0.8, linestyle="--", label="a coin")
     if any(believed) and not all(believed):
         place = believed.index(True) - 0.5
-        axes.axvline(place, color=INK, linewidth=1.4, linestyle=":", label=f"min_delta {one.min_delta:.2f}")
+        axes.axvline(place, color=INK, linewidth=1.4, linestyle=":", label=f"min_delta {threshold:.2f}")
     canvas.legend_below(axes, columns=3, below=0.24)
 
 

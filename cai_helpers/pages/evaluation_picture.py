@@ -21,8 +21,11 @@ def save_evaluation_plot(overall: Comparison, by_category: dict[str, Comparison]
 def evaluation(overall: Comparison, by_category: dict[str, Comparison]) -> Figure:
     """Refusals before and after, and how often Stage 3 wins, each with its interval."""
     figure, (left, right) = canvas.canvas(columns=2, height=2 + 0.7 * (len(by_category) + 1))
-    names = [f"{READABLE_CATEGORY.get(name, name)}\n({one.prompts} prompts)" for name, one in by_category.items()]
-    _refusal_rates(left, names, [one.refusals for one in by_category.values()])
+    names = [
+        f"{READABLE_CATEGORY.get(name, name)}\n({comparison.prompts} prompts)"
+        for name, comparison in by_category.items()
+    ]
+    _refusal_rates(left, names, [comparison.refusals for comparison in by_category.values()])
     groups = [overall, *by_category.values()]
     canvas.whiskers(right, range(len(groups)), [group.win_rate for group in groups], BLUE, "D")
     for place, group in enumerate(groups):

@@ -11,7 +11,7 @@ from cai_helpers.analysis.diagnosis import Finding
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.critique.protocol_choice import read_choice
-from cai_helpers.evaluation.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
+from cai_helpers.evaluation.comparison import BENIGN, CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
 from cai_helpers.pages.template import write_page
 from cai_helpers.pages.training_picture import save_training_plot
 from cai_helpers.schema import Target
@@ -43,6 +43,22 @@ class Evaluation(NamedTuple):
     trust: str  # what gold pairs say of it
     judgement: Judgement
     groups: list[tuple[str, Comparison]]
+
+
+class Side(NamedTuple):
+    name: str
+    score: float
+    text: str
+    wins: bool
+
+
+class Example(NamedTuple):
+    """Two answers to one prompt, side by side."""
+
+    asked: str
+    heading: str
+    left: Side
+    right: Side
 
 
 def write_run_report(settings: Settings, workspace: Workspace, stopped: str | None = None) -> Path:
@@ -131,14 +147,14 @@ def _staleness(manifest: Manifest, workspace: Workspace) -> str:
 def _evaluation(manifest: Manifest | None, workspace: Workspace) -> Evaluation | None:
     if manifest is None:
         return None
-    by_category = {name: Comparison.model_validate(one) for name, one in manifest.report["by_category"].items()}
+    by_category = {name: Comparison.model_validate(row) for name, row in manifest.report["by_category"].items()}
     return Evaluation(
         scorer=manifest.report["scorer"],
         trust=trust_line(load_calibration(workspace, manifest.report["scorer"])),
         judgement=Judgement.model_validate(manifest.report["judgement"]),
         groups=[
             ("all prompts", Comparison.model_validate(manifest.report["overall"])),
-            *((READABLE_CATEGORY.get(name, name), one) for name, one in by_category.items()),
+            *((READABLE_CATEGORY.get(name, name), comparison) for name, comparison in by_category.items()),
         ],
     )
 
@@ -156,48 +172,41 @@ def _verdict(stages: list[Stage], evaluation: Evaluation | None, stopped: str | 
     return Verdict("warning", headline, first.missing)
 
 
-def _response_examples(workspace: Workspace) -> list[dict[str, Any]]:
+def _response_examples(workspace: Workspace) -> list[Example]:
     """The largest gains and the largest losses, and benign requests that Stage 3 alone refuses."""
     responses = sorted(
         map(Response.model_validate, read_jsonl(workspace.responses)), key=lambda response: response.delta
     )
     losses = [response for response in responses[:_EXAMPLES_SHOWN] if response.delta < 0]
     gains = [response for response in reversed(responses[-_EXAMPLES_SHOWN:]) if response.delta > 0]
-    refused = [one for one in responses if one.category == "helpful" and one.stage3_refuses and not one.stage2_refuses]
-    shown = [
-        *(("largest gain", one) for one in gains),
-        *(("largest loss", one) for one in losses),
-        *(("benign, now refused", one) for one in refused[:_EXAMPLES_SHOWN] if one not in losses and one not in gains),
-    ]
-    return [_response_example(kind, response) for kind, response in shown]
+    benign = (response for response in responses if response.category == BENIGN)
+    refused = [response for response in benign if response.stage3_refuses and not response.stage2_refuses]
+    refused = [response for response in refused[:_EXAMPLES_SHOWN] if response not in [*losses, *gains]]
+    groups = {"largest gain": gains, "largest loss": losses, "benign, now refused": refused}
+    return [_response_example(kind, response) for kind, group in groups.items() for response in group]
 
 
-def _response_example(kind: str, one: Response) -> dict[str, Any]:
-    return {
-        "asked": one.prompt,
-        "heading": f"{kind} · {READABLE_CATEGORY.get(one.category, one.category)}",
-        "left": {"name": "Stage 2", "score": one.stage2_score, "text": one.stage2, "wins": one.delta < 0},
-        "right": {"name": "Stage 3", "score": one.stage3_score, "text": one.stage3, "wins": one.delta > 0},
-    }
+def _response_example(kind: str, response: Response) -> Example:
+    delta = response.delta
+    return Example(
+        asked=response.prompt,
+        heading=f"{kind} · {READABLE_CATEGORY.get(response.category, response.category)}",
+        left=Side("Stage 2", response.stage2_score, response.stage2, wins=delta < 0),
+        right=Side("Stage 3", response.stage3_score, response.stage3, wins=delta > 0),
+    )
 
 
-def _pair_examples(statistics: Statistics | None) -> list[dict[str, Any]]:
+def _pair_examples(statistics: Statistics | None) -> list[Example]:
     if statistics is None:
         return []
-    shown = [*statistics.best[:_EXAMPLES_SHOWN], *statistics.worst[:_EXAMPLES_SHOWN]]
     return [
-        {
-            "asked": one.prompt,
-            "heading": f"{'revision wins' if one.delta > 0 else 'revision loses'} · {one.category}",
-            "left": {"name": "Draft", "score": one.base_score, "text": one.base_response, "wins": one.delta < 0},
-            "right": {
-                "name": "Revision",
-                "score": one.revised_score,
-                "text": one.revised_response,
-                "wins": one.delta > 0,
-            },
-        }
-        for one in shown
+        Example(
+            asked=pair.prompt,
+            heading=f"{'revision wins' if pair.delta > 0 else 'revision loses'} · {pair.category}",
+            left=Side("Draft", pair.base_score, pair.base_response, wins=pair.delta < 0),
+            right=Side("Revision", pair.revised_score, pair.revised_response, wins=pair.delta > 0),
+        )
+        for pair in (*statistics.best[:_EXAMPLES_SHOWN], *statistics.worst[:_EXAMPLES_SHOWN])
     ]
 
 
@@ -235,4 +244,4 @@ def _versions(manifests: dict[str, Manifest]) -> list[tuple[str, str]]:
             versions.setdefault(name, [])
             if version not in versions[name]:
                 versions[name].append(version)
-    return [(name, ", then ".join(found)) for name, found in versions.items()]
+    return [(name, ", then ".join(numbers)) for name, numbers in versions.items()]
