@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cai_helpers.chat_format import accepts_system, fold_system
 from cai_helpers.errors import CaiError
-from cai_helpers.models import accepts_system, fold_system
 from cai_helpers.schema import Messages, PreferenceRow, UnpairedRow
 from cai_helpers.store import read_jsonl
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cai_helpers.chat_format import accepts_system, fold_system
 from cai_helpers.curation import Dropped
 from cai_helpers.degeneration import is_degenerate
-from cai_helpers.models import accepts_system, fold_system
 from cai_helpers.preference import encode_answer
 from cai_helpers.prompt_sources import as_prompt_messages
 from cai_helpers.prompts import prompt_id
