@@ -261,6 +261,7 @@ def from_hub(load: Callable, name: str):
         with warnings.catch_warnings():
             # transformers warns of a name that peft still uses; the user can do nothing about it
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # whole_weights refuses them
             return load()
     except (OSError, ValueError, transport_error()) as error:
         if "trust_remote_code" in str(error):

@@ -61,7 +61,7 @@ class FiniteScores(LogitsProcessor):
             )
         raise CaiError(
             "The model gives probabilities that are not finite, though its weights are: it overflows in "
-            f"{str(model.dtype).removeprefix('torch.')}.",
+            f"{str(next(model.parameters()).dtype).removeprefix('torch.')}.",
             "Nothing of this batch was kept. Some models, such as Gemma 3, do not run in fp16: set models.dtype=bf16 (cards "
             "with compute capability 8.0 or higher) or models.dtype=fp32 (twice the memory), or take another base model.",
         )
