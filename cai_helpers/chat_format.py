@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,11 @@ from cai_helpers.schema import Completion, Messages
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+# Given to the chat template wherever a conversation is rendered, in training as well; templates that do not know it
+# pass over it. Drafts, critiques and revisions are answers: thinking aloud would eat their tokens.
+TEMPLATE_OPTIONS = {"enable_thinking": False}
+_OPENS, _CLOSES = "<think>", "</think>"
+_THOUGHT = re.compile(rf"\A.*{_CLOSES}|{_OPENS}.*\Z", re.DOTALL)  # opened in the prompt, closed or cut off
 _WORD = "Fjordlight"  # stands for a text when a template is tried: no template and no trimming changes it
 
 
@@ -26,6 +32,7 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None = None) -> None:
         self.tokenizer = tokenizer
+        self.thoughts = 0  # answers out of which thinking was cut
         self.accepts_system = accepts_system(tokenizer)
         self.closing = closing_token(tokenizer)
         listed = [] if generation is None else _as_list(generation.eos_token_id)
@@ -43,17 +50,48 @@ class ChatFormat:
 
     def render(self, chat: Messages) -> str:
         """The text that the model continues with its answer."""
-        return self.tokenizer.apply_chat_template(self.fold(chat), tokenize=False, add_generation_prompt=True)
+        return _rendered(self.tokenizer, self.fold(chat), add_generation_prompt=True)
 
     def count_tokens(self, chat: Messages) -> int:
         return len(self.tokenizer(self.render(chat), add_special_tokens=False)["input_ids"])
 
     def completion(self, tokens: list[int]) -> Completion:
-        """What was generated up to the first end token. Without one it was cut off."""
+        """What was generated up to the first end token, without thinking aloud. Without an end token it was cut off."""
         stop = next((place for place, token in enumerate(tokens) if token in self.ends), None)
         kept = tokens if stop is None else tokens[:stop]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
+        said = _after_thinking(self.tokenizer, kept)
+        decoded = self.tokenizer.decode(said, skip_special_tokens=True)
+        text = _THOUGHT.sub("", decoded).strip()
+        self.thoughts += len(said) < len(kept) or _THOUGHT.search(decoded) is not None
         return Completion(text=text, tokens=len(kept) + (stop is not None), finish="length" if stop is None else "stop")
+
+    def require_trainable(self) -> None:
+        """Training takes the prompt for the beginning of prompt and answer, so it has to be that.
+
+        Raises:
+            CaiError: it is not, under this template.
+        """
+        question = [{"role": "user", "content": "a"}]
+        before, whole = self.render(question), _rendered(self.tokenizer, [*question, _answer()])
+        if not whole.startswith(before):
+            raise CaiError(
+                f"The chat template of {self.tokenizer.name_or_path} ends a prompt with {before[-24:]!r}, which is not there once "
+                "an answer follows: training would see another prompt than generation.",
+                "Take a model without compulsory thinking; the instruct variant of the same family usually is one.",
+            )
+
+    def line(self) -> str:
+        """What was found, for a person."""
+        question = [{"role": "user", "content": "a"}]
+        thinking = self.tokenizer.apply_chat_template(
+            question, tokenize=False, add_generation_prompt=True, enable_thinking=True
+        )
+        found = [
+            f"answers end at {self.readable_ends()}",
+            "system turns are written as such" if self.accepts_system else "system turns go in front of the question",
+            *(["thinking is switched off"] if thinking != self.render(question) else []),
+        ]
+        return "; ".join(found)
 
     def readable_ends(self) -> str:
         """The end tokens as they are written, "<eos>, <end_of_turn>"."""
@@ -66,7 +104,7 @@ def accepts_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 
     chat = [{"role": "system", "content": _WORD}, {"role": "user", "content": "b"}]
     try:
-        return _WORD in tokenizer.apply_chat_template(chat, tokenize=False)
+        return _WORD in _rendered(tokenizer, chat)
     except TemplateError:
         return False
 
@@ -90,18 +128,36 @@ def closing_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """
     from jinja2 import TemplateError
 
-    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _WORD}]
+    todo = "Take an instruct model whose template knows the roles user and assistant, such as google/gemma-2b-it."
+    what = f"The chat template of {tokenizer.name_or_path} cannot write a question with its answer"
     try:
-        text = tokenizer.apply_chat_template(chat, tokenize=False)
+        text = _rendered(tokenizer, [{"role": "user", "content": "a"}, _answer()])
     except TemplateError as error:
-        raise CaiError(
-            f"The chat template of {tokenizer.name_or_path} cannot write a question with its answer: {error}",
-            "Take an instruct model whose template knows the roles user and assistant, such as google/gemma-2b-it.",
-        ) from error
+        raise CaiError(f"{what}: {error}", todo) from error
+    if _WORD not in text:  # templates of models that see take a list of parts and pass over plain text
+        raise CaiError(f"{what}: the text of an answer is left out.", todo)
     tail = text.rpartition(_WORD)[2].lstrip()
     added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
     closing = max((content for content in added if content.strip() and tail.startswith(content)), key=len, default=None)
     return None if closing is None else added[closing]
+
+
+def _answer() -> dict[str, str]:
+    return {"role": "assistant", "content": _WORD}
+
+
+def _rendered(tokenizer: PreTrainedTokenizerBase, chat: Messages, **options: bool) -> str:
+    return tokenizer.apply_chat_template(chat, tokenize=False, **TEMPLATE_OPTIONS, **options)
+
+
+def _after_thinking(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
+    """Cut at the marks of thinking where they are tokens: special ones do not show in the decoded text."""
+    marks = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    if (closes := marks.get(_CLOSES)) in tokens:
+        tokens = tokens[len(tokens) - tokens[::-1].index(closes) :]
+    if (opens := marks.get(_OPENS)) in tokens:
+        tokens = tokens[: tokens.index(opens)]
+    return tokens
 
 
 def _as_list(tokens: int | Iterable[int] | None) -> list[int]:

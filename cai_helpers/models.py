@@ -71,6 +71,12 @@ class LanguageModel:
     def count_tokens(self, chat: Messages) -> int:
         return self.format.count_tokens(chat)
 
+    def notes(self) -> list[tuple[str, str]]:
+        """What a person should know of the answers so far, as (what, figure)."""
+        thoughts = self.format.thoughts
+        cut = [("thinking aloud", f"cut out of {thoughts} answers")] if thoughts else []
+        return [("how the model talks", self.format.line()), *cut]
+
     def _batch(self, texts: list[str], sampling: Sampling, keys: list[str]) -> list[Completion]:
         import torch
         from transformers import LogitsProcessorList
@@ -174,6 +180,15 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_chat_format(name: str) -> ChatFormat:
+    """How the model in a folder talks, without its weights."""
+    from transformers import GenerationConfig
+
+    file = "generation_config.json" if (Path(locate(name)) / "generation_config.json").is_file() else "config.json"
+    generation = from_hub(lambda: GenerationConfig.from_pretrained(locate(name), config_file_name=file), name)
+    return ChatFormat(load_tokenizer(name), generation)
 
 
 def load_base(models: Models) -> PreTrainedModel:

@@ -97,6 +97,7 @@ def write_prompts(settings: settings_module.Settings, workspace: Workspace) -> P
     The evaluation prompts are taken out here, before anything is generated.
     """
     chat_format = ChatFormat(load_tokenizer(settings.models.base))
+    chat_format.require_trainable()  # now, not after hours of generation
     split = load_prompts(settings.prompts, settings.seed, chat_format.count_tokens)
     for path, prompts in ((workspace.prompts, split.train), (workspace.eval_prompts, split.eval)):
         write_jsonl(

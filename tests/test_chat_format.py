@@ -1,15 +1,21 @@
+import importlib.util
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
-from tiny_run import TEMPLATE, tiny_tokenizer
+from tiny_run import TEMPLATE, preference_row, tiny_tokenizer
+from tokenizers import AddedToken
 from transformers import GenerationConfig
 
 from cai_helpers.chat_format import ChatFormat, closing_token
+from cai_helpers.doctor import examine
 from cai_helpers.errors import CaiError
-from cai_helpers.models import load_stage2, locate
+from cai_helpers.models import load_stage2, load_tokenizer, locate
+from cai_helpers.preference import encode
 from cai_helpers.sampling import Sampling
+from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Models
 
 EOS, END_OF_TURN = 1, 5
@@ -93,3 +99,100 @@ def test_a_model_that_lists_eos_alone_gives_the_answers_of_one_that_lists_both(e
     given = answers(str(eos_alone))
     assert {answer.finish for answer in given.values()} == {"stop"}
     assert given == answers("embedded:chat")
+
+
+CHAT_TEMPLATES = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
+MARKS = re.compile(r"<[|｜/]?[A-Za-z0-9_▁]{2,24}[|｜]?>")
+CLOSING = {
+    "cohere": "<|END_OF_TURN_TOKEN|>", "cohere2": "<|END_RESPONSE|>", "deepseek": "<｜end▁of▁sentence｜>",
+    "diffusion_gemma": "<turn|>", "gemma": "<end_of_turn>", "gemma3": "<end_of_turn>", "gemma4": "<turn|>",
+    "gptoss": "<|return|>", "lfm2": "<|im_end|>", "llama3": "<|eot_id|>", "muse_glimmer": "<|eot|>",
+    "nemotron": "<|im_end|>", "phi3": "<|end|>", "qwen": "<|im_end|>",
+}  # fmt: skip
+OF_PICTURES = ("idefics3", "smolvlm", "llava_next")  # take a list of parts, and pass over plain text
+OPEN_ENDED = {"glm4moe.jinja": None, "glm4moe_training.jinja": "<|user|>"}  # closes with the next turn's opening
+ALWAYS_THINKS = ("deepseek",)
+
+
+def with_marks(file: Path):
+    tokenizer = tokenizer_with(file.read_text(encoding="utf-8"))
+    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(MARKS.findall(tokenizer.chat_template)))})
+    return tokenizer
+
+
+@pytest.mark.parametrize("file", sorted(CHAT_TEMPLATES.glob("*.jinja")), ids=lambda file: file.stem)
+def test_every_template_that_trl_ships_is_understood_or_refused(file):
+    tokenizer = with_marks(file)
+    if file.name.startswith(OF_PICTURES):
+        with pytest.raises(CaiError, match="cannot write a question with its answer"):
+            ChatFormat(tokenizer)
+        return
+    chat_format = ChatFormat(tokenizer, GenerationConfig(eos_token_id=EOS))
+    if file.name in OPEN_ENDED:
+        closing = OPEN_ENDED[file.name]
+    else:
+        closing = CLOSING[max((name for name in CLOSING if file.name.startswith(name)), key=len)]
+    assert chat_format.closing == (None if closing is None else tokenizer.convert_tokens_to_ids(closing))
+    assert {EOS, chat_format.closing} - {None} <= set(chat_format.ends)
+    system = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello."}]
+    assert chat_format.render(system).index("Be kind.") < chat_format.render(system).index("Hello.")
+    if file.name.startswith(ALWAYS_THINKS):
+        with pytest.raises(CaiError, match="training would see another prompt"):
+            chat_format.require_trainable()
+        return
+    chat_format.require_trainable()
+    pair = encode(PreferenceRow.model_validate(preference_row(1)), tokenizer)
+    assert chat_format.completion(pair.chosen).text.endswith("no sorry lock is wrong it")
+    opened = chat_format.render([{"role": "user", "content": "Hello."}])
+    assert opened.count("<think>") == opened.count("</think>")  # switched off, or never there
+
+
+def test_qwens_thinking_is_switched_off_and_said():
+    chat_format = ChatFormat(with_marks(CHAT_TEMPLATES / "qwen3.jinja"))
+    assert chat_format.render([{"role": "user", "content": "Hello."}]).endswith("<think>\n\n</think>\n\n")
+    assert (
+        chat_format.line()
+        == "answers end at <eos>, <|im_end|>; system turns are written as such; thinking is switched off"
+    )
+    gemma = ChatFormat(with_marks(CHAT_TEMPLATES / "gemma.jinja"))
+    assert gemma.line() == "answers end at <eos>, <end_of_turn>; system turns go in front of the question"
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_thinking_aloud_is_cut_out_of_answers_and_counted(special):
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([AddedToken("<think>", special=special), AddedToken("</think>", special=special)])
+    opens, closes = tokenizer.convert_tokens_to_ids(["<think>", "</think>"])
+    chat_format = ChatFormat(tokenizer)
+    how, do = tokenizer.convert_tokens_to_ids(["how", "do"])
+
+    def text(*tokens: int) -> str:
+        return chat_format.completion([*tokens, END_OF_TURN]).text
+
+    assert text(how, do) == "how do"
+    assert chat_format.thoughts == 0
+    assert text(opens, do, do, closes, how) == "how"
+    assert text(do, do, closes, how) == "how"  # opened by the prompt
+    assert text(opens, do, do) == ""  # nothing but thinking
+    assert chat_format.thoughts == 3
+    assert chat_format.completion([opens, how, closes, do, END_OF_TURN]).tokens == 5  # they were generated all the same
+
+
+def test_thinking_written_in_words_is_cut_out_too():
+    chat_format = ChatFormat(load_tokenizer("embedded:chat"))
+    tokens = chat_format.tokenizer("<think>It is a\nthief.</think> Ask a friend.", add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert chat_format.completion(tokens).text == "Ask a friend."
+    assert chat_format.thoughts == 1
+
+
+def test_the_doctor_says_how_the_model_talks(smoke, workspace, eos_alone):
+    models = smoke.models.model_copy(update={"base": str(eos_alone)})
+    [check] = [
+        check
+        for check in examine(smoke.model_copy(update={"models": models}), workspace)
+        if check.name == "chat format"
+    ]
+    assert check.ok
+    assert check.found == "answers end at <eos>, <end_of_turn>; system turns go in front of the question"
