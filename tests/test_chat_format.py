@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_run import TEMPLATE, preference_row, tiny_tokenizer
+from tiny_run import TEMPLATE, make_settings, make_workspace, preference_row, tiny_tokenizer
 from tokenizers import AddedToken
 from transformers import GenerationConfig
 
@@ -17,6 +17,8 @@ from cai_helpers.preference import encode
 from cai_helpers.sampling import Sampling
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Models
+from cai_helpers.stages.train import train_dpo
+from cai_helpers.store import write_jsonl
 
 EOS, END_OF_TURN = 1, 5
 TURNS = "{% for m in messages %}<start_of_turn>{{ m.role }}\n"
@@ -196,3 +198,19 @@ def test_the_doctor_says_how_the_model_talks(smoke, workspace, eos_alone):
     ]
     assert check.ok
     assert check.found == "answers end at <eos>, <end_of_turn>; system turns go in front of the question"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_training_picture")
+@pytest.mark.parametrize("method", ["dpo", "sft", "kto"])
+def test_training_takes_the_prompts_that_generation_took_thinking_switched_off(tiny, tmp_path, method):
+    base = Path(shutil.copytree(tiny / "base", tmp_path / "base"))
+    thinks = "{% if enable_thinking is not defined or enable_thinking %}{{ raise_exception('thinks') }}{% endif %}"
+    (base / "chat_template.jinja").write_text(thinks + TEMPLATE)
+    workspace = make_workspace(tmp_path / "run")
+    if method == "kto":
+        write_jsonl(workspace.one_sided_rows, [])
+    settings = make_settings(tiny, method=method, epochs=1, sft_epochs=1, batch_size=4)
+    settings = settings.model_copy(update={"models": settings.models.model_copy(update={"base": str(base)})})
+    train_dpo(settings, workspace)
+    assert json.loads((workspace.adapter / "generation_config.json").read_text())["eos_token_id"] == [EOS, END_OF_TURN]
