@@ -32,6 +32,7 @@ class ChatFormat:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None = None) -> None:
         self.tokenizer = tokenizer
+        self._added = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
         self.thoughts = 0  # answers out of which thinking was cut
         self.accepts_system = accepts_system(tokenizer)
         self.closing = closing_token(tokenizer)
@@ -59,11 +60,19 @@ class ChatFormat:
         """What was generated up to the first end token, without thinking aloud. Without an end token it was cut off."""
         stop = next((place for place, token in enumerate(tokens) if token in self.ends), None)
         kept = tokens if stop is None else tokens[:stop]
-        said = _after_thinking(self.tokenizer, kept)
+        said = self._after_thinking(kept)
         decoded = self.tokenizer.decode(said, skip_special_tokens=True)
         text = _THOUGHT.sub("", decoded).strip()
         self.thoughts += len(said) < len(kept) or _THOUGHT.search(decoded) is not None
         return Completion(text=text, tokens=len(kept) + (stop is not None), finish="length" if stop is None else "stop")
+
+    def _after_thinking(self, tokens: list[int]) -> list[int]:
+        """Cut at the marks of thinking where they are tokens: special ones do not show in the decoded text."""
+        if (closes := self._added.get(_CLOSES)) in tokens:
+            tokens = tokens[len(tokens) - tokens[::-1].index(closes) :]
+        if (opens := self._added.get(_OPENS)) in tokens:
+            tokens = tokens[: tokens.index(opens)]
+        return tokens
 
     def require_trainable(self) -> None:
         """Training takes the prompt for the beginning of prompt and answer, so it has to be that.
@@ -148,16 +157,6 @@ def _answer() -> dict[str, str]:
 
 def _rendered(tokenizer: PreTrainedTokenizerBase, chat: Messages, **options: bool) -> str:
     return tokenizer.apply_chat_template(chat, tokenize=False, **TEMPLATE_OPTIONS, **options)
-
-
-def _after_thinking(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> list[int]:
-    """Cut at the marks of thinking where they are tokens: special ones do not show in the decoded text."""
-    marks = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
-    if (closes := marks.get(_CLOSES)) in tokens:
-        tokens = tokens[len(tokens) - tokens[::-1].index(closes) :]
-    if (opens := marks.get(_OPENS)) in tokens:
-        tokens = tokens[: tokens.index(opens)]
-    return tokens
 
 
 def _as_list(tokens: int | Iterable[int] | None) -> list[int]:

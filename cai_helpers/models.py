@@ -278,11 +278,12 @@ def from_hub(load: Callable, name: str):
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # whole_weights refuses them
             return load()
-    except (OSError, ValueError, transport_error()) as error:
-        if "trust_remote_code" in str(error):
+    except (OSError, ValueError, RuntimeError, transport_error()) as error:
+        if "trust_remote_code" in str(error) or "scripts are no longer supported" in str(error):
             raise CaiError(
                 f"{name} brings Python code of its own, which would have to run on this machine; it is never run.",
-                "Take a model whose architecture transformers knows: its config.json then needs no auto_map.",
+                "Take a model whose architecture transformers knows (its config.json then needs no auto_map), or a dataset of "
+                "plain files (Parquet, JSONL).",
             ) from error
         chain = [error, error.__cause__, error.__context__]
         if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
@@ -294,7 +295,7 @@ def from_hub(load: Callable, name: str):
             raise CaiError(
                 f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN."
             ) from error
-        if not isinstance(error, ValueError) or any(isinstance(link, HfHubHTTPError) for link in chain):
+        if not isinstance(error, (ValueError, RuntimeError)) or any(isinstance(link, HfHubHTTPError) for link in chain):
             raise CaiError(
                 f"{name} could not be loaded: {str(error).splitlines()[0]}",
                 "Check the name or path, and that this machine reaches the Hub.",

@@ -14,6 +14,8 @@ LOADERS = {
     "base": "from cai_helpers.models import load_base as load; load(Models(base={name!r}, adapter=None))",
     "tokenizer": "from cai_helpers.models import load_tokenizer; load_tokenizer({name!r})",
     "reward": "from cai_helpers.rewards import load_reward_model as load; load(RewardSource(model={name!r}), 2)",
+    "dataset": "import datasets; from cai_helpers.models import from_hub; "
+    "from_hub(lambda: datasets.load_dataset({name!r}), {name!r})",
     "memory plan": "from cai_helpers.memory_plan import _shape; _shape(Settings(models=dict(base={name!r})))",
 }
 PROGRAM = """
@@ -31,6 +33,7 @@ def stranger(tmp_path_factory) -> Path:
     """A model folder that brings its own classes; importing them leaves a mark."""
     root = tmp_path_factory.mktemp("stranger")
     folder = Path(shutil.copytree(locate("embedded:reward"), root / "model"))
+    (folder / "model.py").write_text(f"open({str(root / 'it ran')!r}, 'w').close()\n")  # a dataset's loading script
     (folder / "own.py").write_text(
         f"open({str(root / 'it ran')!r}, 'w').close()\n"
         "from transformers import GemmaConfig as OwnConfig, PreTrainedTokenizerFast as OwnTokenizer\n"
