@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cai_helpers.chat_format import accepts_system, fold_system
 from cai_helpers.curation import Dropped
 from cai_helpers.degeneration import is_degenerate
-from cai_helpers.models import accepts_system, fold_system
-from cai_helpers.preference import encode_answer
+from cai_helpers.preference import OF_EACH_ROW, encode_answer
 from cai_helpers.prompt_sources import as_prompt_messages
 from cai_helpers.prompts import prompt_id
 from cai_helpers.schema import Message, PreferenceRow, ScoredPair, UnpairedRow
@@ -156,7 +156,9 @@ def as_unpaired(rows: Sequence[UnpairedRow]) -> Dataset:
     """TRL's conversational unpaired form, in the order of `rows`."""
     from datasets import Dataset
 
-    return Dataset.from_list([{"prompt": row.prompt, "completion": row.completion, "label": row.label} for row in rows])
+    return Dataset.from_list(
+        [{"prompt": row.prompt, "completion": row.completion, "label": row.label, **OF_EACH_ROW} for row in rows]
+    )
 
 
 def _sides(row: PreferenceRow, held_out: bool) -> list[UnpairedRow]:
