@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, choose_dtype, free_disk, ram_bytes, this_machine
-from cai_helpers.models.language import EMBEDDED, from_hub, locate
+from cai_helpers.models.language import EMBEDDED, from_hub, load_chat_format, locate
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace, library_versions
 
@@ -37,7 +37,8 @@ def examine(settings: Settings, workspace: Workspace) -> list[Check]:
     remote = [name for name in names if name and not Path(locate(name)).exists()]
     if remote:
         checks.append(_token())
-    return checks + [_access(name, name in remote) for name in names if name]
+    checks += [_access(name, name in remote) for name in names if name]
+    return checks if settings.models.base in remote else [*checks, _chat_format(settings.models.base)]
 
 
 def _python() -> Check:
@@ -105,6 +106,15 @@ def _token() -> Check:
         "set" if found else "none",
         "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one.",
     )
+
+
+def _chat_format(name: str) -> Check:
+    try:
+        chat_format = load_chat_format(name)
+        chat_format.require_trainable()
+    except CaiError as error:
+        return Check("chat format", False, error.what, error.todo)
+    return Check("chat format", True, chat_format.line())
 
 
 def _access(name: str, remote: bool) -> Check:

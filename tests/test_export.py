@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,11 +11,12 @@ import pytest
 from safetensors.numpy import load, save
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import locate
+from cai_helpers.models.language import attach_adapter, load_base, locate
 from cai_helpers.schema import StageReport
 from cai_helpers.stages import export
 from cai_helpers.stages.export import export_artifacts
 from cai_helpers.store import write_json, write_jsonl
+from cai_helpers.training.policy.lora import POLICY, save_policy
 from cai_helpers.workspace import file_hash
 
 
@@ -114,6 +116,32 @@ def test_the_loading_code_of_the_card_runs_and_the_adapter_answers(smoke, worksp
     exec(code, names)
     assert names["model"].peft_config["default"].r == 2
     assert names["tokenizer"].chat_template
+
+
+@pytest.mark.slow
+def test_who_loads_the_zip_by_its_card_gets_answers_that_end(smoke, workspace, tmp_path, monkeypatch):
+    """The base lists <eos> alone, as Gemma 1 does, and its template closes turns with <end_of_turn>."""
+    base = Path(shutil.copytree(locate("embedded:chat"), tmp_path / "base"))
+    for file in (base / "config.json", base / "generation_config.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": 1}))
+    settings = smoke.model_copy(update={"models": smoke.models.model_copy(update={"base": str(base)})})
+    policy = attach_adapter(load_base(settings.models), "embedded:stage2", POLICY)
+    save_policy(policy, workspace.adapter, str(base))
+    write_jsonl(workspace.pairs, [{"prompt": "How?"}])
+    seal_training(workspace)
+    report = export_artifacts(settings, workspace)
+    assert json.loads(members(report)["models/lora_adapters/generation_config.json"])["eos_token_id"] == [1, 5]
+    with zipfile.ZipFile(report.path) as archive:
+        archive.extractall(tmp_path)
+    monkeypatch.chdir(tmp_path / "stage3_constitutional")
+    names = {}
+    exec(Path("README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    model, tokenizer = names["model"], names["tokenizer"]
+    chat = [{"role": "user", "content": "How do I bake bread?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.generate(**prompt, max_new_tokens=100)[0, prompt["input_ids"].shape[1] :].tolist()
+    assert answer[-1] == 5
+    assert 5 not in answer[:-1]
 
 
 def test_the_same_workspace_gives_the_same_bytes(smoke, finished):

@@ -81,7 +81,11 @@ def test_a_finished_run_is_not_repeated(tiny, trained):
 
 def test_the_saved_adapter_alone_on_the_original_base_is_the_trained_policy(tiny, trained):
     workspace, report = trained
-    assert {path.name for path in workspace.adapter.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert {path.name for path in workspace.adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "generation_config.json",
+    }
     config = json.loads((workspace.adapter / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(tiny / "base")
 
@@ -149,7 +153,7 @@ def test_a_wrong_reference_is_caught_before_the_first_update(tiny, tmp_path):
     right = make_trainer(make_settings(tiny), make_workspace(tmp_path / "right"))
     found = check(right, make_settings(tiny))
     assert found["start"] == "loss 0.6931 (ln 2 is 0.6931), margin +0.0000, largest reward +0.0000"
-    assert found["end token"] == "48 of 48 answers close with one"
+    assert found["end token"] == "48 of 48 answers close with one of <eos>, <end_of_turn>"
     assert found["sides"] == "chosen and rejected differ in 30 of 30 pairs"
     assert found["prompt"] == "its tokens begin both sides in 30 of 30 pairs, as in the chat template"
     assert found["whole rows"] == "0 cut; the longest has 37 of 64 tokens; 0 left out as too long"

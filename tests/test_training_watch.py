@@ -21,6 +21,7 @@ from cai_helpers.settings import load_settings
 from cai_helpers.stages.preflight import check_path
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.store import read_jsonl, write_jsonl
+from cai_helpers.training.checks import _check_ends
 from cai_helpers.training.dpo import PolicyTrainer, training_arguments
 from cai_helpers.training.memory_plan import plan_memory, require_memory
 from cai_helpers.training.watch import checkpoints
@@ -248,9 +249,14 @@ def test_rows_that_the_trainer_drops_or_tokenises_otherwise_are_caught(tiny, tmp
 
 def test_answers_that_never_end_and_padding_that_counts_are_caught(tiny, tmp_path):
     trainer = make_trainer(make_settings(tiny), make_workspace(tmp_path))
-    trainer.model.generation_config.eos_token_id = [1]  # the template closes a turn with token 5
-    with pytest.raises(CaiError, match="None of 48 answers closes with an end token"):
-        check(trainer, make_settings(tiny))
+    whole = trainer.train_dataset
+    open_ended = whole.map(lambda row: {side: row[side][:-2] for side in ("chosen_ids", "rejected_ids")})
+    trainer.train_dataset = open_ended
+    with pytest.raises(CaiError, match="None of 48 answers closes with an end token .<eos>, <end_of_turn>."):
+        _check_ends(trainer)
+    trainer.train_dataset = whole
+    trainer.model.generation_config.eos_token_id = 1  # as Gemma 1 lists it; the template closes with <end_of_turn>
+    assert _check_ends(trainer).found == "48 of 48 answers close with one of <eos>, <end_of_turn>"
     collate = trainer.data_collator
 
     def blind(rows):

@@ -32,7 +32,7 @@ class Draft(NamedTuple):
 class Critic(NamedTuple):
     """All that turns a prompt into a trace."""
 
-    drafter: Generator
+    drafter: Generator  # a LanguageModel, but for the scripted twins of tests
     critic: Generator  # the drafter itself, unless an endpoint criticises
     protocol: Protocol
     constitution: Constitution

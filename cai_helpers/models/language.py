@@ -9,10 +9,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import choose_dtype, this_machine, torch_dtype
+from cai_helpers.models.chat_format import ChatFormat
+from cai_helpers.models.whole_weights import require_whole, require_whole_adapter
 from cai_helpers.schema import Completion, Messages
 from cai_helpers.settings import Models
 
@@ -43,6 +45,7 @@ class LanguageModel:
     def __init__(self, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.format = ChatFormat(tokenizer, model.generation_config)
         self._largest_batch: int | None = None  # known to fit, once memory has run out
 
     def generate(
@@ -63,22 +66,29 @@ class LanguageModel:
         self._largest_batch = size
 
     def render(self, chat: Messages) -> str:
-        return self.tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        return self.format.render(chat)
 
     def count_tokens(self, chat: Messages) -> int:
-        return len(self.tokenizer(self.render(chat), add_special_tokens=False)["input_ids"])
+        return self.format.count_tokens(chat)
+
+    def notes(self) -> list[tuple[str, str]]:
+        """What a person should know of the answers so far, as (what, figure)."""
+        thoughts = self.format.thoughts
+        cut = [("thinking aloud", f"cut out of {thoughts} answers")] if thoughts else []
+        return [("how the model talks", self.format.line()), *cut]
 
     def _batch(self, texts: list[str], sampling: Sampling, keys: list[str]) -> list[Completion]:
         import torch
         from transformers import LogitsProcessorList
 
-        from cai_helpers.models.sampling import GumbelNucleus
+        from cai_helpers.models.sampling import FiniteScores, GumbelNucleus
 
         # left padding: generation continues from the last token; the template has written <bos> already
         self.tokenizer.padding_side = "left"
         batch = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
         batch = batch.to(self.model.device)
         length = batch["input_ids"].shape[1]
+        finite = FiniteScores()
         draws = [GumbelNucleus(sampling, keys, length)] if sampling.temperature > 0 else []
         with torch.inference_mode():
             output = self.model.generate(
@@ -86,18 +96,12 @@ class LanguageModel:
                 attention_mask=batch["attention_mask"],
                 max_new_tokens=sampling.max_new_tokens,
                 do_sample=False,  # GumbelNucleus draws
-                logits_processor=LogitsProcessorList(draws),
+                logits_processor=LogitsProcessorList([finite, *draws]),
+                eos_token_id=self.format.ends,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        return [self._completion(row) for row in output[:, length:].tolist()]
-
-    def _completion(self, tokens: list[int]) -> Completion:
-        ends = self.model.generation_config.eos_token_id
-        ends = set(ends if isinstance(ends, list) else [ends])
-        stop = next((place for place, token in enumerate(tokens) if token in ends), None)
-        kept = tokens if stop is None else tokens[:stop]
-        text = self.tokenizer.decode(kept, skip_special_tokens=True).strip()
-        return Completion(text=text, tokens=len(kept) + (stop is not None), finish="length" if stop is None else "stop")
+        finite.require(self.model)
+        return [self.format.completion(row) for row in output[:, length:].tolist()]
 
 
 def in_batches(
@@ -148,27 +152,6 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def accepts_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template knows a system role; Gemma's raises."""
-    from jinja2 import TemplateError
-
-    try:
-        tokenizer.apply_chat_template(
-            [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}], tokenize=False
-        )
-    except TemplateError:
-        return False
-    return True
-
-
-def fold_system(chat: Messages) -> Messages:
-    """A system turn put in front of the first user turn, for templates without a system role."""
-    if not chat or chat[0]["role"] != "system":
-        return chat
-    first = {"role": "user", "content": f"{chat[0]['content']}\n\n{chat[1]['content']}"}
-    return [first, *chat[2:]]
-
-
 def locate(name: str) -> str:
     """A Hub id or folder as it is; "embedded:chat" as the folder inside the package."""
     if not name.startswith(EMBEDDED):
@@ -191,12 +174,21 @@ def identity(name: str | None) -> str | None:
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
-    tokenizer = from_hub(lambda: AutoTokenizer.from_pretrained(locate(name)), name)
+    tokenizer = from_hub(lambda: AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False), name)
     if tokenizer.chat_template is None:
         raise CaiError(f"{name} has no chat template.", "Take an instruct model, such as google/gemma-2b-it.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_chat_format(name: str) -> ChatFormat:
+    """How the model in a folder talks, without its weights."""
+    from transformers import GenerationConfig
+
+    file = "generation_config.json" if (Path(locate(name)) / "generation_config.json").is_file() else "config.json"
+    generation = from_hub(lambda: GenerationConfig.from_pretrained(locate(name), config_file_name=file), name)
+    return ChatFormat(load_tokenizer(name), generation)
 
 
 def load_base(models: Models) -> PreTrainedModel:
@@ -205,11 +197,30 @@ def load_base(models: Models) -> PreTrainedModel:
 
     machine = this_machine()
     dtype = torch_dtype(choose_dtype(models.dtype, machine))
-    model = from_hub(
-        lambda: AutoModelForCausalLM.from_pretrained(locate(models.base), dtype=dtype, attn_implementation="sdpa"),
-        models.base,
-    )
+    model = load_weights(AutoModelForCausalLM, models.base, dtype=dtype, attn_implementation="sdpa")
+    # all that follows stops there: generation, training's check, what is written beside the trained adapter
+    model.generation_config.eos_token_id = ChatFormat(load_tokenizer(models.base), model.generation_config).ends
     return model.to(machine.device)
+
+
+def load_weights(auto_class: Any, name: str, classifier: bool = False, **options: Any) -> PreTrainedModel:
+    """The model at `name` by one of transformers' Auto classes, whole, and without running code that came with it.
+
+    Raises:
+        CaiError: it cannot be loaded, needs code of its own, or its files lack a tensor or hold one too many.
+    """
+    model, info = from_hub(
+        lambda: auto_class.from_pretrained(
+            locate(name),
+            trust_remote_code=False,  # unset, transformers asks on standard input
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, with their names
+            **options,
+        ),
+        name,
+    )
+    require_whole(info, name, classifier)
+    return model
 
 
 def load_stage2(models: Models, merged: bool = False) -> LanguageModel:
@@ -225,24 +236,33 @@ def load_stage2(models: Models, merged: bool = False) -> LanguageModel:
     return LanguageModel(model, load_tokenizer(models.base))
 
 
-def attach_adapter(model: PreTrainedModel, name: str, adapter_name: str, trainable: bool = False) -> PeftModel:
-    """Put the LoRA adapter at `name` on `model` under `adapter_name`.
+def attach_adapter(
+    model: PreTrainedModel | PeftModel, name: str, adapter_name: str, trainable: bool = False
+) -> PeftModel:
+    """Put the LoRA adapter at `name` on `model` under `adapter_name`; beside the others, if there are some.
 
     Raises:
-        CaiError: it is no adapter, or was made for a model of another shape.
+        CaiError: it is no adapter, lacks a tensor or holds one too many, or was made for a model of another shape.
     """
     from peft import PeftModel
 
+    options = {"adapter_name": adapter_name, "is_trainable": trainable}
+
+    def attach() -> PeftModel:
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, locate(name), **options)
+        model.load_adapter(locate(name), **options)
+        return model
+
     try:
-        return from_hub(
-            lambda: PeftModel.from_pretrained(model, locate(name), adapter_name=adapter_name, is_trainable=trainable),
-            name,
-        )
+        with_adapter = from_hub(attach, name)
     except (RuntimeError, ValueError) as error:
         raise CaiError(
-            f"The adapter {name} does not fit the base model: {str(error).splitlines()[0]}",
+            f"The adapter {name} does not fit the base model: {' '.join(str(error).split())[:300]}",
             "Set models.base to the model that the adapter was trained on (base_model_name_or_path in adapter_config.json).",
         ) from error
+    require_whole_adapter(with_adapter, adapter_name, locate(name), name)
+    return with_adapter
 
 
 def from_hub(load: Callable, name: str):
@@ -256,8 +276,15 @@ def from_hub(load: Callable, name: str):
         with warnings.catch_warnings():
             # transformers warns of a name that peft still uses; the user can do nothing about it
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # whole_weights refuses them
             return load()
-    except (OSError, ValueError, transport_error()) as error:
+    except (OSError, ValueError, RuntimeError, transport_error()) as error:
+        if "trust_remote_code" in str(error) or "scripts are no longer supported" in str(error):
+            raise CaiError(
+                f"{name} brings Python code of its own, which would have to run on this machine; it is never run.",
+                "Take a model whose architecture transformers knows (its config.json then needs no auto_map), or a dataset of "
+                "plain files (Parquet, JSONL).",
+            ) from error
         chain = [error, error.__cause__, error.__context__]
         if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
             raise CaiError(
@@ -268,7 +295,7 @@ def from_hub(load: Callable, name: str):
             raise CaiError(
                 f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN."
             ) from error
-        if not isinstance(error, ValueError) or any(isinstance(link, HfHubHTTPError) for link in chain):
+        if not isinstance(error, (ValueError, RuntimeError)) or any(isinstance(link, HfHubHTTPError) for link in chain):
             raise CaiError(
                 f"{name} could not be loaded: {str(error).splitlines()[0]}",
                 "Check the name or path, and that this machine reaches the Hub.",

@@ -8,10 +8,17 @@ arXiv 1411.0030), and the noise is a hash of (seed, row key, position, token id)
 from __future__ import annotations
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import LogitsProcessor
+
+from cai_helpers.errors import CaiError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 _CANDIDATES = 256  # tokens that can be drawn; the nucleus is taken inside them, so a 256k vocabulary costs no sort
 
@@ -23,6 +30,41 @@ class Sampling(BaseModel):
     temperature: float = Field(0.7, ge=0)  # 0 is greedy
     top_p: float = Field(0.95, gt=0, le=1)
     seed: int = 0
+
+
+class FiniteScores(LogitsProcessor):
+    """Remembers whether the scores of every row and step were finite. No step waits for the device: `require` does, once.
+
+    A masked token may be -inf; a row's largest score may not, and NaN is the largest where it occurs.
+    """
+
+    def __init__(self) -> None:
+        self._finite: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        now = scores.amax(-1).isfinite().all()
+        self._finite = now if self._finite is None else self._finite & now
+        return scores
+
+    def require(self, model: PreTrainedModel | PeftModel) -> None:
+        """Raises:
+        CaiError: a score was not finite; it says whether a weight of `model` or the precision is to blame.
+        """
+        if self._finite is None or bool(self._finite):
+            return
+        broken = next((name for name, weight in model.named_parameters() if not torch.isfinite(weight).all()), None)
+        if broken is not None:
+            raise CaiError(
+                f"The model gives probabilities that are not finite: its weights are broken, {broken} holds NaN or infinity.",
+                "Nothing of this batch was kept. Load the model or the adapter again; if you trained the adapter, train it "
+                "anew with `cai train --fresh`.",
+            )
+        raise CaiError(
+            "The model gives probabilities that are not finite, though its weights are: it overflows in "
+            f"{str(next(model.parameters()).dtype).removeprefix('torch.')}.",
+            "Nothing of this batch was kept. Some models, such as Gemma 3, do not run in fp16: set models.dtype=bf16 (cards "
+            "with compute capability 8.0 or higher) or models.dtype=fp32 (twice the memory), or take another base model.",
+        )
 
 
 class GumbelNucleus(LogitsProcessor):

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from cai_helpers import settings as settings_module
 from cai_helpers.errors import CaiError
 from cai_helpers.measures.normal import normalised
-from cai_helpers.models.language import accepts_system, fold_system, load_tokenizer
+from cai_helpers.models.chat_format import ChatFormat
+from cai_helpers.models.language import load_tokenizer
 from cai_helpers.prompts.sources import Malformed, conversation, read_rows
 from cai_helpers.schema import Messages, Prompt, StageReport
 from cai_helpers.store import write_json, write_jsonl
@@ -95,16 +96,13 @@ def write_prompts(settings: settings_module.Settings, workspace: Workspace) -> P
 
     The evaluation prompts are taken out here, before anything is generated.
     """
-    tokenizer = load_tokenizer(settings.models.base)
-    shape = (lambda chat: chat) if accepts_system(tokenizer) else fold_system
-
-    def count_tokens(chat: Messages) -> int:
-        text = tokenizer.apply_chat_template(shape(chat), tokenize=False, add_generation_prompt=True)
-        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    split = load_prompts(settings.prompts, settings.seed, count_tokens)
+    chat_format = ChatFormat(load_tokenizer(settings.models.base))
+    chat_format.require_trainable()  # now, not after hours of generation
+    split = load_prompts(settings.prompts, settings.seed, chat_format.count_tokens)
     for path, prompts in ((workspace.prompts, split.train), (workspace.eval_prompts, split.eval)):
-        write_jsonl(path, ({**prompt.model_dump(), "messages": shape(prompt.messages)} for prompt in prompts))
+        write_jsonl(
+            path, ({**prompt.model_dump(), "messages": chat_format.fold(prompt.messages)} for prompt in prompts)
+        )
     write_json(workspace.prompt_summary, split.summary.model_dump())
     return split
 

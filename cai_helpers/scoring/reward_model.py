@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import this_machine
-from cai_helpers.models.language import from_hub, identity, in_batches, load_tokenizer, locate
+from cai_helpers.models.language import from_hub, identity, in_batches, load_tokenizer, load_weights, locate
 from cai_helpers.schema import Messages, transcript
 from cai_helpers.settings import RewardSource
 from cai_helpers.store import read_jsonl
@@ -190,14 +190,13 @@ def load_reward_model(source: RewardSource, batch_size: int) -> RewardModel:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = from_hub(
-        lambda: AutoModelForSequenceClassification.from_pretrained(locate(source.model), dtype=torch.float32),
-        source.model,
-    )
+    model = load_weights(AutoModelForSequenceClassification, source.model, classifier=True, dtype=torch.float32)
     if source.input == "chat":
         tokenizer = load_tokenizer(source.model)
     else:
-        tokenizer = from_hub(lambda: AutoTokenizer.from_pretrained(locate(source.model)), source.model)
+        tokenizer = from_hub(
+            lambda: AutoTokenizer.from_pretrained(locate(source.model), trust_remote_code=False), source.model
+        )
     machine = this_machine()
     scorer = RewardModel(model.to(machine.device), tokenizer, source, batch_size)
     if machine.device == "cuda":

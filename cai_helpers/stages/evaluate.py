@@ -34,11 +34,9 @@ from cai_helpers.models.language import (
     Generator,
     LanguageModel,
     attach_adapter,
-    from_hub,
     identity,
     load_base,
     load_tokenizer,
-    locate,
     release_memory,
 )
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
@@ -150,8 +148,7 @@ class Policies:
 def load_policies(models: Models, adapter: Path) -> Policies:
     model = attach_adapter(load_base(models), str(adapter), STAGE3)
     if models.adapter is not None:
-        stage2 = locate(models.adapter)
-        from_hub(lambda: model.load_adapter(stage2, adapter_name=STAGE2), models.adapter)
+        model = attach_adapter(model, models.adapter, STAGE2)
     return Policies(LanguageModel(model, load_tokenizer(models.base)), models.adapter is not None)
 
 

@@ -23,6 +23,9 @@ from cai_helpers.workspace import Workspace, file_hash, library_versions, requir
 NAME = "stage3_constitutional"
 _WEIGHTS = "models/lora_adapters/adapter_model.safetensors"
 _CHUNK = 1024**2
+_STOPS = """# the tokens at which an answer ends: PEFT reads those of the base, which may be too few
+model.generation_config = GenerationConfig.from_pretrained("models/lora_adapters")
+"""
 _LONGEST_TOKEN = 256  # bytes; chunks overlap by as many when tokens are looked for
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")  # a Hugging Face access token
 
@@ -117,23 +120,26 @@ def model_card(settings: Settings, workspace: Workspace, trained: bool) -> str:
         reward=settings.models.reward,
         version=__version__,
         status="LoRA adapter" if trained else "data without an adapter",
-        loading=_loading(settings) if trained else "There is no adapter in this archive: training did not finish.",
+        loading=_loading(settings, workspace)
+        if trained
+        else "There is no adapter in this archive: training did not finish.",
         data=_shown(workspace, "curate", "The pairs were scored but not curated."),
         training=f"{_method(settings)}\n\n{_shown(workspace, 'train', '')}" if trained else "Nothing was trained.",
         evaluation=_evaluation(workspace),
     )
 
 
-def _loading(settings: Settings) -> str:
+def _loading(settings: Settings, workspace: Workspace) -> str:
     name = settings.models.base
+    stops = (workspace.adapter / "generation_config.json").is_file()  # not beside an adapter that PEFT alone wrote
     embedded = name.startswith(EMBEDDED)  # a folder inside this package
     return f"""```python
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer{", GenerationConfig" if stops else ""}
 {"from cai_helpers.models.language import locate" if embedded else ""}
 name = {f'locate("{name}")' if embedded else f'"{name}"'}
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "models/lora_adapters")
-tokenizer = AutoTokenizer.from_pretrained(name)
+{_STOPS if stops else ""}tokenizer = AutoTokenizer.from_pretrained(name)
 ```
 
 The adapter goes on the base model itself: where there was a Stage 2, it continues and holds it, so do not load both."""

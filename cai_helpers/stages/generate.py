@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import Field
 from tqdm.auto import tqdm
 
 from cai_helpers.critique.critic import Critic, load_critic, make_traces, trace_basis
@@ -31,6 +32,9 @@ class GenerateReport(StageReport):
     principles: dict[str, int]  # id → pairs it was shown for
     tokens: int  # generated, all rows
     failed: int  # rows an endpoint did not answer; the next call tries them again
+    talk: list[tuple[str, str]] = Field(
+        default_factory=list
+    )  # how the model talks; empty where no row was left to make
     endpoint: list[tuple[str, str]]  # requests, failures, tokens and cost of this call, where an endpoint criticised
     seconds: float  # of this call; rows made earlier cost nothing now
     rows_now: int
@@ -61,6 +65,7 @@ class GenerateReport(StageReport):
             ),
             ("tokens generated", f"{self.tokens:,}"),
             *([("not answered by the endpoint", f"{self.failed}; run it again to try them")] if self.failed else []),
+            *self.talk,
             *self.endpoint,
             ("this call", f"{self.rows_now} pairs in {self.seconds:.0f} s"),
         ]
@@ -142,6 +147,7 @@ class _Made(NamedTuple):
     """What this process did in this call."""
 
     rows: int
+    talk: list[tuple[str, str]]
     endpoint: list[tuple[str, str]]
 
 
@@ -153,7 +159,7 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
     if there := sum(prompt.id in done for prompt in prompts):
         workspace.say("generate", f"{there} of {len(prompts)} pairs are there already")
     if not pending:
-        return _Made(0, [])
+        return _Made(0, [], [])
     store = JsonlStore(workspace.traces if processes.count == 1 else _share(workspace, processes))
     critic = load_critic(settings, protocol)
     pending.sort(key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
@@ -161,7 +167,7 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
     for trace in _write(make_traces(critic, first), store):
         workspace.say("generate", f"before the long run, one pair as it comes:\n{readable(trace)}")
     rows = len(first) + _generate(critic, pending[len(first) :], store)
-    return _Made(rows, critic.critic.usage.lines() if settings.generate.critic == "api" else [])
+    return _Made(rows, critic.drafter.notes(), critic.critic.usage.lines() if settings.generate.critic == "api" else [])
 
 
 def readable(trace: Trace) -> str:
@@ -232,6 +238,7 @@ def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) ->
         principles=dict(Counter(name for trace in traces for name in trace.principle_ids).most_common()),
         tokens=sum(trace.tokens for trace in traces),
         failed=len(wanted) - len(traces),
+        talk=made.talk,
         endpoint=made.endpoint,
         seconds=seconds,
         rows_now=made.rows,

@@ -11,6 +11,7 @@ import torch
 from peft import get_peft_model_state_dict
 
 from cai_helpers.errors import CaiError
+from cai_helpers.models.chat_format import ChatFormat
 from cai_helpers.settings import Models
 from cai_helpers.training.dpo import PolicyTrainer
 from cai_helpers.training.policy.lora import POLICY, REFERENCE, require_equal
@@ -172,13 +173,13 @@ def _check_padding(trainer: PolicyTrainer) -> Check:
 
 def _check_ends(trainer: PolicyTrainer) -> Check:
     """How many answers teach the model to end. None at all: it would not end when it generates, either."""
-    ends = trainer.model.generation_config.eos_token_id
-    ends = {trainer.processing_class.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
+    chat_format = ChatFormat(trainer.processing_class, trainer.model.generation_config)
+    ends = set(chat_format.ends)
     answers = [ids for side in ("chosen_ids", "rejected_ids") for ids in trainer.train_dataset[side]]
     ended = sum(not ends.isdisjoint(ids[-2:]) for ids in answers)  # Gemma's template closes with <end_of_turn> and "\n"
     if not ended:
         raise CaiError(
-            f"None of {len(answers)} answers closes with an end token ({sorted(ends)}): the model would not learn to end.",
-            "Add the chat template's end-of-turn token to eos_token_id in the model's generation_config.json.",
+            f"None of {len(answers)} answers closes with an end token ({chat_format.readable_ends()}): the model would not learn to end.",
+            "The chat template leaves an answer open: take an instruct model whose template closes each turn with a token.",
         )
-    return Check("end token", f"{ended} of {len(answers)} answers close with one")
+    return Check("end token", f"{ended} of {len(answers)} answers close with one of {chat_format.readable_ends()}")

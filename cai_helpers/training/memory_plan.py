@@ -108,9 +108,9 @@ def _shape(settings: Settings) -> tuple[Any, int, int]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     name = settings.models.base
-    config = from_hub(lambda: AutoConfig.from_pretrained(locate(name)), name)
+    config = from_hub(lambda: AutoConfig.from_pretrained(locate(name), trust_remote_code=False), name)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     head = model.get_output_embeddings()
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
     rank = _rank(settings)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 POLICY, REFERENCE = "default", "ref"  # adapter names; TRL knows the policy under no other
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+GENERATION_FILE = "generation_config.json"
 
 
 def fresh_lora(train: Train) -> LoraConfig:
@@ -45,6 +46,8 @@ def restore_policy(model: Any, folder: Path) -> None:
 def save_policy(model: Any, folder: Path, base: str, stage2: Factors | None = None) -> None:
     """Write the policy as a PEFT adapter that stands for itself on `base`, and compare the files with the model.
 
+    Beside it goes generation_config.json, which says where an answer ends: PEFT itself reads the base's.
+
     stage2: what was merged into the model's own weights; it is written into the adapter, in front of the trained LoRA.
     """
     draft = folder.with_name(folder.name + ".tmp")
@@ -63,8 +66,16 @@ def save_policy(model: Any, folder: Path, base: str, stage2: Factors | None = No
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / WEIGHTS_FILE, weights)
     write_json(folder / CONFIG_FILE, config)
+    write_json(folder / GENERATION_FILE, _generation(model))
     shutil.rmtree(draft)
     require_same(tensors, str(folder), "trained policy")
+
+
+def _generation(model: Any) -> dict[str, Any]:
+    """The base's generation defaults with all the tokens at which it stops: the base's own file may name too few."""
+    written = json.loads(model.generation_config.to_json_string(use_diff=True))
+    written.pop("_from_model_config", None)
+    return written
 
 
 def require_equal(model: Any, adapter_name: str, source: str) -> int:

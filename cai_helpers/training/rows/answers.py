@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cai_helpers.models.language import accepts_system, fold_system
+from cai_helpers.models.chat_format import accepts_system, fold_system
 from cai_helpers.schema import PreferenceRow, UnpairedRow
 from cai_helpers.store import read_jsonl
-from cai_helpers.training.rows.pairs import encode_answer
+from cai_helpers.training.rows.pairs import OF_EACH_ROW, encode_answer
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -90,7 +90,9 @@ def as_unpaired(rows: Sequence[UnpairedRow]) -> Dataset:
     """TRL's conversational unpaired form, in the order of `rows`."""
     from datasets import Dataset
 
-    return Dataset.from_list([{"prompt": row.prompt, "completion": row.completion, "label": row.label} for row in rows])
+    return Dataset.from_list(
+        [{"prompt": row.prompt, "completion": row.completion, "label": row.label, **OF_EACH_ROW} for row in rows]
+    )
 
 
 def _sides(row: PreferenceRow, held_out: bool) -> list[UnpairedRow]:

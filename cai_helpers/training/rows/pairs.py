@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import accepts_system, fold_system
+from cai_helpers.models.chat_format import TEMPLATE_OPTIONS, accepts_system, fold_system
 from cai_helpers.schema import Messages, PreferenceRow, UnpairedRow
 from cai_helpers.store import read_jsonl
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
+
+
+OF_EACH_ROW = {"chat_template_kwargs": TEMPLATE_OPTIONS}  # the column in which TRL looks for the template's options
 
 
 class EncodedPair(NamedTuple):
@@ -85,7 +88,7 @@ def encode_answer(row: UnpairedRow, tokenizer: PreTrainedTokenizerBase) -> Encod
 
 def _encoded(name: str, prompt: Messages, answer: Messages, tokenizer: PreTrainedTokenizerBase) -> EncodedAnswer:
     def ids(messages: Messages, **options) -> list[int]:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, **TEMPLATE_OPTIONS, **options)
         return tokenizer(text, add_special_tokens=False)["input_ids"]  # the template has written <bos>
 
     before, whole = ids(prompt, add_generation_prompt=True), ids([*prompt, *answer])
@@ -117,14 +120,16 @@ def as_dataset(rows: list[PreferenceRow]) -> Dataset:
     """TRL's conversational form: message lists, so that TRL applies the chat template and adds nothing to the text."""
     from datasets import Dataset
 
-    return Dataset.from_list([{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected} for row in rows])
+    return Dataset.from_list(
+        [{"prompt": row.prompt, "chosen": row.chosen, "rejected": row.rejected, **OF_EACH_ROW} for row in rows]
+    )
 
 
 def as_completions(rows: list[PreferenceRow]) -> Dataset:
     """TRL's conversational prompt and completion: the chosen answers, to be learned from as they are."""
     from datasets import Dataset
 
-    return Dataset.from_list([{"prompt": row.prompt, "completion": row.chosen} for row in rows])
+    return Dataset.from_list([{"prompt": row.prompt, "completion": row.chosen, **OF_EACH_ROW} for row in rows])
 
 
 def revisions(fitting: Fitting) -> Fitting:
