@@ -27,7 +27,8 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from cai_helpers.models.language import LanguageModel, load_stage2, load_tokenizer, locate
+from cai_helpers.models.hub import locate
+from cai_helpers.models.language import LanguageModel, load_stage2, load_tokenizer
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.prompts.split import load_prompts
 from cai_helpers.schema import PreferenceRow

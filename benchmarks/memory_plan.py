@@ -22,7 +22,8 @@ from trl import DPOConfig, DPOTrainer
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from cai_helpers.machine.hardware import GIB, this_machine
-from cai_helpers.models.language import load_tokenizer, release_memory
+from cai_helpers.models.batches import release_memory
+from cai_helpers.models.language import load_tokenizer
 from cai_helpers.settings import load_settings
 from cai_helpers.training.memory_plan import plan_memory
 

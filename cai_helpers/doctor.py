@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, choose_dtype, free_disk, ram_bytes, this_machine
-from cai_helpers.models.language import EMBEDDED, from_hub, load_chat_format, locate
+from cai_helpers.models.hub import EMBEDDED, from_hub, locate
+from cai_helpers.models.language import load_chat_format
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace, library_versions
 

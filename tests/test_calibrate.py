@@ -92,6 +92,6 @@ def test_the_command_takes_its_own_gold_file_and_limit_and_the_workspace_remembe
 def read_jsonl_of_the_package() -> list[dict]:
     from pathlib import Path
 
-    from cai_helpers.models.language import locate
+    from cai_helpers.models.hub import locate
 
     return list(read_jsonl(Path(locate("embedded:prompts/gold.jsonl"))))

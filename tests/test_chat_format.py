@@ -12,7 +12,8 @@ from transformers import GenerationConfig
 from cai_helpers.doctor import examine
 from cai_helpers.errors import CaiError
 from cai_helpers.models.chat_format import ChatFormat, closing_token
-from cai_helpers.models.language import load_stage2, load_tokenizer, locate
+from cai_helpers.models.hub import locate
+from cai_helpers.models.language import load_stage2, load_tokenizer
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Models

@@ -15,6 +15,7 @@ from cai_helpers.evaluation.comparison import (
     judge,
 )
 from cai_helpers.measures.degeneration import is_degenerate, repetition
+from cai_helpers.models.hub import locate
 from cai_helpers.models.language import (
     STAGE2,
     STAGE3,
@@ -23,7 +24,6 @@ from cai_helpers.models.language import (
     load_base,
     load_stage2,
     load_tokenizer,
-    locate,
 )
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.schema import Prompt

@@ -11,7 +11,8 @@ import pytest
 from safetensors.numpy import load, save
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import attach_adapter, load_base, locate
+from cai_helpers.models.hub import locate
+from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.schema import StageReport
 from cai_helpers.stages import export
 from cai_helpers.stages.export import export_artifacts

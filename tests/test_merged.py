@@ -11,7 +11,8 @@ from tiny_run import adapter_tensors, make_settings, make_workspace, same_tensor
 from transformers import AutoModelForCausalLM
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import load_tokenizer, locate
+from cai_helpers.models.hub import locate
+from cai_helpers.models.language import load_tokenizer
 from cai_helpers.settings import Settings, Train
 from cai_helpers.stages.train import train_dpo
 from cai_helpers.training.dpo import PolicyTrainer

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import LanguageModel, load_base, locate
+from cai_helpers.models.hub import locate
+from cai_helpers.models.language import LanguageModel, load_base
 from cai_helpers.models.sampling import FiniteScores, Sampling
 from cai_helpers.settings import Models
 from cai_helpers.stages.evaluate import evaluate_models

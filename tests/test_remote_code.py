@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_helpers.models.language import locate
+from cai_helpers.models.hub import locate
 
 LOADERS = {
     "base": "from cai_helpers.models.language import load_base as load; load(Models(base={name!r}, adapter=None))",

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import in_batches
+from cai_helpers.models.batches import in_batches
 from cai_helpers.scoring.ensemble import Ensemble
 from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.scoring.reward_model import RewardModel, check_sanity, check_spread, norming_texts

@@ -16,7 +16,7 @@ from transformers import GemmaConfig
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine, this_machine
-from cai_helpers.models.language import locate
+from cai_helpers.models.hub import locate
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.preflight import check_path
 from cai_helpers.stages.train import train_dpo

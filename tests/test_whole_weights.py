@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import attach_adapter, load_base, load_stage2, locate
+from cai_helpers.models.hub import locate
+from cai_helpers.models.language import attach_adapter, load_base, load_stage2
 from cai_helpers.scoring.reward_model import load_reward_model
 from cai_helpers.settings import Models, RewardSource
 from cai_helpers.stages.evaluate import load_policies

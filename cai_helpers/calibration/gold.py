@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai_helpers.errors import CaiError, GoldUnreachable
-from cai_helpers.models.language import locate
+from cai_helpers.models.hub import locate
 from cai_helpers.prompts.sources import Malformed, Row, as_prompt_messages, is_file, parse_transcript, read_rows
 from cai_helpers.schema import Messages
 from cai_helpers.settings import Prompts

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
 from cai_helpers.critique.protocols import Protocol, critique_chat, load_protocol, revision_chat
 from cai_helpers.critique.verdict import Verdict, judge_revision, parse_critique, parse_single
-from cai_helpers.models.language import Generator, identity, load_stage2, locate
+from cai_helpers.models.hub import identity, locate
+from cai_helpers.models.language import Generator, load_stage2
 from cai_helpers.schema import Completion, Messages, Prompt, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Fingerprint, file_hash, section

@@ -1,19 +1,16 @@
-"""Language models: where they come from, how they are loaded, and the Generator seam."""
+"""Language models: loaded whole, on their device, behind the Generator seam."""
 
 from __future__ import annotations
 
-import gc
-import hashlib
-import importlib
-import warnings
-from collections.abc import Callable, Iterator
-from importlib import resources
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import choose_dtype, this_machine, torch_dtype
+from cai_helpers.models.batches import in_batches
 from cai_helpers.models.chat_format import ChatFormat
+from cai_helpers.models.hub import from_hub, locate
 from cai_helpers.models.whole_weights import require_whole, require_whole_adapter
 from cai_helpers.schema import Completion, Messages
 from cai_helpers.settings import Models
@@ -24,8 +21,6 @@ if TYPE_CHECKING:
 
     from cai_helpers.models.sampling import Sampling
 
-EMBEDDED = "embedded:"
-_HASHED_WHOLE = 256 * 1024**2  # bytes; larger weight files count by name and size
 STAGE2, STAGE3 = "stage2", "stage3"  # adapter names on the one base model, for inference
 
 
@@ -102,73 +97,6 @@ class LanguageModel:
             )
         finite.require(self.model)
         return [self.format.completion(row) for row in output[:, length:].tolist()]
-
-
-def in_batches(
-    indices: list[int],
-    batch_size: int,
-    work: Callable[[list[int]], list],
-    on_halved: Callable[[int], None] = lambda size: None,
-) -> Iterator[tuple[list[int], list]]:
-    """Yield (indices, work(indices)) in batches; on out-of-memory halve the batch, keep it so, and go on.
-
-    Raises:
-        CaiError: a single row does not fit.
-    """
-    start = 0
-    while start < len(indices):
-        rows = indices[start : start + batch_size]
-        result = None
-        try:
-            result = work(rows)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        if result is None:  # outside `except`: there the traceback would still hold the tensors
-            if len(rows) == 1:
-                raise CaiError(
-                    "One single row does not fit into the accelerator's memory.",
-                    "Lower prompts.max_tokens, restart the runtime so that nothing else holds memory, or take a larger card.",
-                )
-            batch_size = len(rows) // 2
-            on_halved(batch_size)
-            release_memory()
-            continue
-        yield rows, result
-        start += len(rows)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """cuBLAS and the CUDA driver report it in words of their own, not as OutOfMemoryError."""
-    text = str(error)
-    return any(sign in text for sign in ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory"))
-
-
-def release_memory() -> None:
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def locate(name: str) -> str:
-    """A Hub id or folder as it is; "embedded:chat" as the folder inside the package."""
-    if not name.startswith(EMBEDDED):
-        return name
-    return str(resources.files("cai_helpers") / "assets" / "tiny" / name.removeprefix(EMBEDDED))
-
-
-def identity(name: str | None) -> str | None:
-    """What `name` stands for: a Hub id as it is; a folder by the hash of its files, so that retraining shows."""
-    if name is None or not (folder := Path(locate(name))).is_dir():
-        return name
-    digest = hashlib.sha256()
-    for file in sorted(item for item in folder.rglob("*") if item.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        if file.stat().st_size < _HASHED_WHOLE:
-            digest.update(file.read_bytes())
-    return f"{name} ({digest.hexdigest()[:12]})"
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -263,49 +191,3 @@ def attach_adapter(
         ) from error
     require_whole_adapter(with_adapter, adapter_name, locate(name), name)
     return with_adapter
-
-
-def from_hub(load: Callable, name: str):
-    """Call `load`; turn what the Hub and the disk answer into an error that says what to do.
-
-    transformers wraps the Hub's errors in OSError, so the cause is looked at as well.
-    """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        with warnings.catch_warnings():
-            # transformers warns of a name that peft still uses; the user can do nothing about it
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # whole_weights refuses them
-            return load()
-    except (OSError, ValueError, RuntimeError, transport_error()) as error:
-        if "trust_remote_code" in str(error) or "scripts are no longer supported" in str(error):
-            raise CaiError(
-                f"{name} brings Python code of its own, which would have to run on this machine; it is never run.",
-                "Take a model whose architecture transformers knows (its config.json then needs no auto_map), or a dataset of "
-                "plain files (Parquet, JSONL).",
-            ) from error
-        chain = [error, error.__cause__, error.__context__]
-        if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
-            raise CaiError(
-                f"{name} is gated: its licence must be accepted once.",
-                f"Open https://huggingface.co/{name}, accept, and set HF_TOKEN to a token of that account.",
-            ) from error
-        if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-            raise CaiError(
-                f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN."
-            ) from error
-        if not isinstance(error, (ValueError, RuntimeError)) or any(isinstance(link, HfHubHTTPError) for link in chain):
-            raise CaiError(
-                f"{name} could not be loaded: {str(error).splitlines()[0]}",
-                "Check the name or path, and that this machine reaches the Hub.",
-            ) from error
-        raise
-
-
-def transport_error() -> type[Exception]:
-    """The connection error of the HTTP library that huggingface_hub uses: httpx, or httpx2 from its version 2 on."""
-    from huggingface_hub import get_session
-
-    library = type(get_session()).__module__.partition(".")[0]
-    return importlib.import_module(library).TransportError

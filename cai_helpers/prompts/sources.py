@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import EMBEDDED, from_hub, locate
+from cai_helpers.models.hub import EMBEDDED, from_hub, locate
 from cai_helpers.schema import Message, Messages
 from cai_helpers.settings import Prompts
 from cai_helpers.store import read_jsonl

@@ -19,7 +19,9 @@ from typing import NamedTuple, Protocol
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution
 from cai_helpers.errors import CaiError
 from cai_helpers.measures.intervals import proportion
-from cai_helpers.models.language import LanguageModel, identity, in_batches, load_stage2
+from cai_helpers.models.batches import in_batches
+from cai_helpers.models.hub import identity
+from cai_helpers.models.language import LanguageModel, load_stage2
 from cai_helpers.schema import Messages, transcript
 from cai_helpers.scoring.questions import Question
 from cai_helpers.settings import Settings

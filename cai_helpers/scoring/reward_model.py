@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import this_machine
-from cai_helpers.models.language import from_hub, identity, in_batches, load_tokenizer, load_weights, locate
+from cai_helpers.models.batches import in_batches
+from cai_helpers.models.hub import from_hub, identity, locate
+from cai_helpers.models.language import load_tokenizer, load_weights
 from cai_helpers.schema import Messages, transcript
 from cai_helpers.settings import RewardSource
 from cai_helpers.store import read_jsonl

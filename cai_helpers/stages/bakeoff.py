@@ -22,7 +22,7 @@ from cai_helpers.critique.protocols import Protocol, load_protocol, protocol_nam
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.measures.intervals import proportion
-from cai_helpers.models.language import release_memory
+from cai_helpers.models.batches import release_memory
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.schema import Completion, Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, load_scorer, scorer_identity

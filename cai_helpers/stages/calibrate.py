@@ -9,7 +9,7 @@ from cai_helpers.calibration.gold import Gold, gold_identity, read_gold
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.measures.intervals import Interval
-from cai_helpers.models.language import release_memory
+from cai_helpers.models.batches import release_memory
 from cai_helpers.pages.calibration_picture import save_calibration_plot
 from cai_helpers.schema import StageReport, transcript
 from cai_helpers.scoring.judge import PairScores, ResponsePair, judge_pairs, scorer_identity

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, free_disk
-from cai_helpers.models.language import EMBEDDED, from_hub, locate
+from cai_helpers.models.hub import EMBEDDED, from_hub, locate
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace

@@ -28,16 +28,16 @@ from cai_helpers.evaluation.comparison import (
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.measures.refusals import is_refusal
+from cai_helpers.models.batches import release_memory
+from cai_helpers.models.hub import identity
 from cai_helpers.models.language import (
     STAGE2,
     STAGE3,
     Generator,
     LanguageModel,
     attach_adapter,
-    identity,
     load_base,
     load_tokenizer,
-    release_memory,
 )
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
 from cai_helpers.schema import Completion, Prompt, StageReport

@@ -14,7 +14,7 @@ from typing import Any
 
 from cai_helpers import __version__
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import EMBEDDED
+from cai_helpers.models.hub import EMBEDDED
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.training.policy.losses import readable

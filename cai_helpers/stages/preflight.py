@@ -17,7 +17,8 @@ from typing import NamedTuple
 from cai_helpers.critique.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine, choose_dtype, this_machine, usable_memory, use_threads
-from cai_helpers.models.language import load_tokenizer, release_memory
+from cai_helpers.models.batches import release_memory
+from cai_helpers.models.language import load_tokenizer
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.schema import PreferenceRow, Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, load_scorer, questions_of

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.machine.hardware import Dtype, choose_dtype, this_machine, use_threads
-from cai_helpers.models.language import identity, load_tokenizer, release_memory
+from cai_helpers.models.batches import release_memory
+from cai_helpers.models.hub import identity
+from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import Target
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_jsonl

@@ -6,7 +6,7 @@ from typing import Any
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Dtype, Machine, usable_memory
-from cai_helpers.models.language import from_hub, locate
+from cai_helpers.models.hub import from_hub, locate
 from cai_helpers.schema import Record
 from cai_helpers.settings import Settings
 

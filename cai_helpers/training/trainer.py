@@ -16,7 +16,9 @@ from transformers.utils import logging
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Dtype, Machine
-from cai_helpers.models.language import attach_adapter, is_out_of_memory, load_base, locate
+from cai_helpers.models.batches import is_out_of_memory
+from cai_helpers.models.hub import locate
+from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.settings import Settings, Train
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
 from cai_helpers.training.policy.merged import Merged, merge_stage2

@@ -15,7 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict, load_peft_weights, set_p
 from safetensors.torch import save as to_bytes
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.language import locate
+from cai_helpers.models.hub import locate
 from cai_helpers.settings import Train
 from cai_helpers.store import write_atomically, write_json
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from cai_helpers.models.language import transport_error
+from cai_helpers.models.hub import transport_error
 from cai_helpers.store import write_atomically, write_json
 from cai_helpers.training.policy.reference_store import bring, faults, folder_of, record_of
 from cai_helpers.training.watch import checkpoints

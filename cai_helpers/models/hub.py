@@ -1,0 +1,80 @@
+"""Where models and datasets come from: the Hub, a folder, the package itself. What goes wrong is said in words."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import warnings
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from cai_helpers.errors import CaiError
+
+EMBEDDED = "embedded:"
+_HASHED_WHOLE = 256 * 1024**2  # bytes; larger weight files count by name and size
+
+
+def locate(name: str) -> str:
+    """A Hub id or folder as it is; "embedded:chat" as the folder inside the package."""
+    if not name.startswith(EMBEDDED):
+        return name
+    return str(resources.files("cai_helpers") / "assets" / "tiny" / name.removeprefix(EMBEDDED))
+
+
+def identity(name: str | None) -> str | None:
+    """What `name` stands for: a Hub id as it is; a folder by the hash of its files, so that retraining shows."""
+    if name is None or not (folder := Path(locate(name))).is_dir():
+        return name
+    digest = hashlib.sha256()
+    for file in sorted(item for item in folder.rglob("*") if item.is_file()):
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
+        if file.stat().st_size < _HASHED_WHOLE:
+            digest.update(file.read_bytes())
+    return f"{name} ({digest.hexdigest()[:12]})"
+
+
+def from_hub(load: Callable, name: str):
+    """Call `load`; turn what the Hub and the disk answer into an error that says what to do.
+
+    transformers wraps the Hub's errors in OSError, so the cause is looked at as well.
+    """
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+
+    try:
+        with warnings.catch_warnings():
+            # transformers warns of a name that peft still uses; the user can do nothing about it
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Found missing adapter keys")  # whole_weights refuses them
+            return load()
+    except (OSError, ValueError, RuntimeError, transport_error()) as error:
+        if "trust_remote_code" in str(error) or "scripts are no longer supported" in str(error):
+            raise CaiError(
+                f"{name} brings Python code of its own, which would have to run on this machine; it is never run.",
+                "Take a model whose architecture transformers knows (its config.json then needs no auto_map), or a dataset of "
+                "plain files (Parquet, JSONL).",
+            ) from error
+        chain = [error, error.__cause__, error.__context__]
+        if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
+            raise CaiError(
+                f"{name} is gated: its licence must be accepted once.",
+                f"Open https://huggingface.co/{name}, accept, and set HF_TOKEN to a token of that account.",
+            ) from error
+        if any(isinstance(link, RepositoryNotFoundError) for link in chain):
+            raise CaiError(
+                f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN."
+            ) from error
+        if not isinstance(error, (ValueError, RuntimeError)) or any(isinstance(link, HfHubHTTPError) for link in chain):
+            raise CaiError(
+                f"{name} could not be loaded: {str(error).splitlines()[0]}",
+                "Check the name or path, and that this machine reaches the Hub.",
+            ) from error
+        raise
+
+
+def transport_error() -> type[Exception]:
+    """The connection error of the HTTP library that huggingface_hub uses: httpx, or httpx2 from its version 2 on."""
+    from huggingface_hub import get_session
+
+    library = type(get_session()).__module__.partition(".")[0]
+    return importlib.import_module(library).TransportError
