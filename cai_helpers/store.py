@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cai_helpers import ground
 from cai_helpers.errors import CaiError
 
 _STRING_OR_NOT = re.compile(r'(?P<string>"(?:[^"\\]|\\(?:.|\Z))*(?P<end>"|\Z))|[^"]+', re.DOTALL)
@@ -35,8 +36,8 @@ class JsonlStore:
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write `rows` and wait until they are on disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        ground.make_folder(self.path.parent)
+        with ground.writing(self.path), self.path.open("ab") as file:
             file.writelines(encode_row(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
@@ -83,13 +84,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ground.make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with ground.writing(path):
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
