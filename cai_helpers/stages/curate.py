@@ -16,7 +16,7 @@ from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
 from cai_helpers.training.rows.answers import held_out_rule, one_sided, split_hash
-from cai_helpers.workspace import Workspace, file_hash, section
+from cai_helpers.workspace import Workspace, file_hash, holds_workspace, section
 
 
 class CurateReport(StageReport):
@@ -61,6 +61,7 @@ class CurateReport(StageReport):
         return [*shown, ("gate", "all targets met" if not missed else f"falls short in: {', '.join(missed)}")]
 
 
+@holds_workspace
 def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | None = None) -> CurateReport:
     """Filter the scored pairs and write dpo_dataset/{train,eval,dropped,one_sided}.jsonl and stats.json.
 
