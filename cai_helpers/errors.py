@@ -34,3 +34,23 @@ class SettingsChanged(CaiError):
 
 class GoldUnreachable(CaiError):
     """The gold pairs are on the Hub, which cannot be reached: nothing can be calibrated, everything else can go on."""
+
+
+class WorkspaceVanished(CaiError):
+    """The folder of the run is not the one any more that was being written to: a drive was unmounted, or it was moved."""
+
+    def __init__(self, root: str, reason: str, saved: str = "") -> None:
+        super().__init__(
+            f"{root} is not the folder any more that was being written to: {reason}. Nothing was written in its place.{saved}",
+            "If it is on a drive, mount it again (in Colab: restart the runtime and run the notebook from the top) and run "
+            "the same again: it goes on from what was saved. If you moved or deleted it yourself, start Python anew.",
+        )
+        self.root, self.reason = root, reason
+
+    def saying(self, saved: str) -> WorkspaceVanished:
+        """The same, with what was saved where."""
+        return WorkspaceVanished(self.root, self.reason, f" {saved}")
+
+
+class WorkspaceInUse(CaiError):
+    """Another process writes to the workspace."""

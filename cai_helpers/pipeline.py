@@ -17,7 +17,7 @@ from cai_helpers.stages.score import ScoreReport, score_pairs
 from cai_helpers.stages.train import TrainReport, train_dpo
 from cai_helpers.training.kto_phase import KtoReport
 from cai_helpers.training.sft_phase import SftReport
-from cai_helpers.workspace import Workspace
+from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class RunReport(StageReport):
@@ -49,6 +49,7 @@ class RunReport(StageReport):
         return rows
 
 
+@holds_workspace
 def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
     """Run every stage and write reports/report.html.
 

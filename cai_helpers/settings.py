@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator, model_validator
 
 from cai_helpers.errors import CaiError
 
@@ -77,6 +77,11 @@ class Generate(_Frozen):
 
 
 class Endpoint(_Frozen):
+    """A file can name an endpoint, but not have a key sent there: a workspace may come from somebody else.
+
+    Whether the person named `base_url` in this call is no field: it is neither written nor read.
+    """
+
     base_url: str | None = None  # OpenAI-compatible, e.g. http://localhost:8000/v1
     model: str | None = None  # the name the endpoint knows it by
     key_variable: str = "OPENAI_API_KEY"  # environment variable that holds the key; the key itself is never stored
@@ -85,6 +90,19 @@ class Endpoint(_Frozen):
     timeout: float = Field(60, gt=0)  # seconds a request
     input_price: float = Field(0, ge=0)  # currency units a million tokens, for the cost that is reported
     output_price: float = Field(0, ge=0)
+
+    _named_by_person: bool = PrivateAttr(False)
+
+    @property
+    def named_by_person(self) -> bool:
+        """True when options, a form or code of this call gave `base_url`; False when a file did."""
+        return self._named_by_person
+
+    def by_person(self) -> Endpoint:
+        """The same endpoint, as named by the person at the keyboard: keys may be sent there."""
+        named = self.model_copy()
+        named._named_by_person = True
+        return named
 
 
 class Score(_Frozen):
@@ -267,7 +285,7 @@ def load_settings(preset: str = "t4", overrides: list[str] | None = None, **chan
     """Settings of a preset, changed by `"train.beta=0.2"` strings and by keywords such as `seed=1`.
 
     `preset` is a name in PRESETS or the path of a YAML or JSON file of the same form (a workspace's settings.json).
-    Override values are read as YAML.
+    Override values are read as YAML. A key is sent to an endpoint only if an override or a keyword names it: see Endpoint.
 
     Raises:
         CaiError: unknown preset, unknown field or a value out of range; the message names it.
@@ -276,7 +294,8 @@ def load_settings(preset: str = "t4", overrides: list[str] | None = None, **chan
     values.update(changes)
     for override in overrides or []:
         _apply(values, override)
-    return _validated({"preset": preset, **values})
+    settings = _validated({"preset": preset, **values})
+    return _named_by_person(settings) if "endpoint" in changes or _names_endpoint(overrides) else settings
 
 
 def change_settings(settings: Settings, overrides: list[str]) -> Settings:
@@ -288,7 +307,17 @@ def change_settings(settings: Settings, overrides: list[str]) -> Settings:
     values = settings.model_dump(mode="json")
     for override in overrides:
         _apply(values, override)
-    return _validated(values)
+    changed = _validated(values)
+    kept = settings.endpoint.named_by_person and changed.endpoint.base_url == settings.endpoint.base_url
+    return _named_by_person(changed) if kept or _names_endpoint(overrides) else changed
+
+
+def _names_endpoint(overrides: list[str] | None) -> bool:
+    return any(text.partition("=")[0].strip() in ("endpoint", "endpoint.base_url") for text in overrides or [])
+
+
+def _named_by_person(settings: Settings) -> Settings:
+    return settings.model_copy(update={"endpoint": settings.endpoint.by_person()})
 
 
 def _validated(values: dict[str, Any]) -> Settings:

@@ -1,32 +1,43 @@
-"""Append-only JSONL that survives a kill: a row is on disk when `append` returns, a torn last line is cut off."""
+"""Append-only JSONL that survives a kill: a row is on disk when `append` returns, a torn last row is cut off."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from cai_helpers import ground
 from cai_helpers.errors import CaiError
+
+_STRING_OR_NOT = re.compile(r'(?P<string>"(?:[^"\\]|\\(?:.|\Z))*(?P<end>"|\Z))|[^"]+', re.DOTALL)
+_TORN_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,3})?\Z")
+_TORN_LITERAL = re.compile(r"(?<![\w.+-])(-|-?\d[\d.eE+-]*|t|tr|tru|f|fa|fal|fals|n|nu|nul)\Z")
+_CONTINUATIONS = ("", "0", ":0", '"":0')  # what can be missing before the closing brackets: value, colon, next name
 
 
 class JsonlStore:
     """Rows of one file, keyed by their `id` field. One process writes.
 
-    Opening repairs the file: bytes after the last newline are a row that was being written when the process
-    died; appending to them would glue two rows together.
+    Opening repairs the end of the file, since appending to a line without a newline would glue two rows together: a
+    whole row gets its newline, a row that was being written when the process died is cut off.
+
+    Raises:
+        CaiError: the file is not JSONL; the message names the line, and nothing is changed.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.repaired_bytes = _cut_torn_tail(path)
+        self.repaired_bytes = _mend_tail(path)
 
     def append(self, rows: Iterable[dict[str, Any]]) -> None:
         """Write `rows` and wait until they are on disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        ground.make_folder(self.path.parent)
+        with ground.writing(self.path), self.path.open("ab") as file:
             file.writelines(encode_row(row) for row in rows)
             file.flush()
             os.fsync(file.fileno())
@@ -73,13 +84,14 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+    ground.make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with ground.writing(path):
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
 
 
 def encode_row(row: dict[str, Any]) -> bytes:
@@ -94,19 +106,85 @@ def _encode(value: Any, indent: int | None = None) -> bytes:
         return json.dumps(value, indent=indent, ensure_ascii=True, allow_nan=False).encode()
 
 
-def _cut_torn_tail(path: Path) -> int:
+def _mend_tail(path: Path) -> int:
+    """Make the file end with a whole row and a newline; how many bytes of a torn row were cut off for that.
+
+    Raises:
+        CaiError: what stands at the beginning or the end is no row, nor the beginning of one.
+    """
     if not path.exists() or (size := path.stat().st_size) == 0:
         return 0
     with path.open("rb+") as file:
-        end = size
-        while end > 0:
-            start = max(0, end - 65536)
-            file.seek(start)
-            newline = file.read(end - start).rfind(b"\n")
-            if newline >= 0:
-                end = start + newline + 1
-                break
-            end = start
-        if end < size:
-            file.truncate(end)
-    return size - end
+        head = file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()
+        if head and (head[:1] != b"{" or b"\0" in head):
+            raise _foreign(path, 1, "it does not begin with a JSON object in UTF-8")
+        start = _start_of_last_line(file, size)
+        file.seek(start)
+        tail = file.read()
+        if not tail.strip():
+            return 0
+        if is_row(tail):  # written by hand, most likely: editors need no newline at the end
+            file.write(b"\n")
+            return 0
+        if not is_torn_row(tail):
+            file.seek(0)
+            line = file.read(start).count(b"\n") + 1
+            raise _foreign(path, line, "it is neither a JSON object nor one that was cut off while it was written")
+        file.truncate(start)
+    return size - start
+
+
+def _start_of_last_line(file: BinaryIO, size: int) -> int:
+    """Where the bytes after the last newline begin; `size`: there are none."""
+    end = size
+    while end > 0:
+        start = max(0, end - 65536)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _foreign(path: Path, line: int, reason: str) -> CaiError:
+    return CaiError(
+        f"{path}, line {line}: {reason}. Nothing was changed in the file.",
+        "Correct or remove that line, or save the file as UTF-8 text with one {…} a line and line feeds between them; if it "
+        "is another file, move it away.",
+    )
+
+
+def is_row(line: bytes) -> bool:
+    """Whether these bytes are a whole JSON object."""
+    try:
+        return isinstance(json.loads(line.decode("utf-8-sig")), dict)
+    except ValueError:
+        return False
+
+
+def is_torn_row(tail: bytes) -> bool:
+    """Whether these bytes are the beginning of a JSON object on one line, as a kill in the middle of a write leaves it.
+
+    They are when something can be put behind them that makes them whole. What a person mistyped cannot be mended so,
+    nor can lines that a bare carriage return parts.
+    """
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(tail)  # a torn last character is left out
+    except UnicodeDecodeError:
+        return False
+    if not text.startswith("{") or "\r" in text:
+        return False
+    is_open, structure = False, ""
+    for part in _STRING_OR_NOT.finditer(text):
+        is_open = part["string"] is not None and not part["end"]
+        structure += "" if part["string"] is not None else part[0]
+    brackets: list[str] = []
+    for sign in structure:
+        if sign in "{[":
+            brackets.append("}" if sign == "{" else "]")
+        elif sign in "}]" and (not brackets or brackets.pop() != sign):
+            return False
+    ends = "".join(reversed(brackets))
+    stems = (text + '"', _TORN_ESCAPE.sub("", text) + '"') if is_open else (_TORN_LITERAL.sub("0", text), text)
+    return bool(brackets) and any(is_row((stem + more + ends).encode()) for stem in stems for more in _CONTINUATIONS)

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai_helpers.errors import CaiError
+from cai_helpers.ground import make_folder
 from cai_helpers.schema import Record, StageReport
 from cai_helpers.settings import Settings, Train, change_settings
 from cai_helpers.stages.train import start_over, train_dpo
 from cai_helpers.store import write_atomically
 from cai_helpers.training.policy.reference_store import folder_of, record_of
 from cai_helpers.training.sft_phase import sft_folder
-from cai_helpers.workspace import Workspace
+from cai_helpers.workspace import Workspace, holds_workspace
 
 # Nats a token: 30 for an answer of 200 tokens. On the embedded models, whatever accuracy and margin say, answers to benign
 # requests keep their score up to 0.08, lose some of it at 0.12, and at 0.2 what was won elsewhere.
@@ -59,6 +60,7 @@ class SweepReport(StageReport):
         return [*rows, ("chosen", f"{self.field}={self.chosen:g} ({RULE})")]
 
 
+@holds_workspace
 def sweep(settings: Settings, workspace: Workspace, request: str, fresh: bool = False) -> tuple[SweepReport, Settings]:
     """Train train.sweep_epochs with each value of `request`, "beta=0.05,0.1,0.3"; the report and the settings chosen.
 
@@ -134,6 +136,7 @@ def _settings_of_run(settings: Settings, field: str, value: float) -> Settings:
 
 def _run(settings: Settings, workspace: Workspace, field: str, value: float, epochs: float) -> Run:
     space = Workspace(workspace.root / "sweep" / f"{field}={value:g}")
+    make_folder(space.dataset_dir)
     shutil.copytree(workspace.dataset_dir, space.dataset_dir, dirs_exist_ok=True)
     for done in sorted((workspace.root / "sweep").glob("*=*")):
         share(Workspace(done), space)

@@ -6,9 +6,12 @@ of every output, and `finished` checks both.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -17,7 +20,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict
 from tqdm.auto import tqdm
 
-from cai_helpers.errors import CaiError, SettingsChanged
+from cai_helpers import ground, lock
+from cai_helpers.errors import CaiError, SettingsChanged, WorkspaceVanished
+from cai_helpers.machine.processes import is_main_process
 from cai_helpers.schema import StageReport
 from cai_helpers.store import write_json
 
@@ -79,6 +84,31 @@ class Workspace:
         self.settings_file = self.root / "settings.json"
         self._manifests = self.root / "manifests"
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Around everything that writes to the workspace, but for what a person decides in the inspector.
+
+        One process holds it at a time. Under `accelerate launch` the main process holds it for all.
+
+        Raises:
+            WorkspaceInUse: another process has it; the message says which one, and since when.
+            WorkspaceVanished: the folder is not the one any more that this process began to write to.
+        """
+        try:
+            if not is_main_process():
+                ground.open_root(self.root)
+                yield
+                return
+            with lock.hold(self.root) as dead:
+                if dead is not None:
+                    self.say("workspace", f"taken over from {dead.line()}, which is gone without having said so")
+                yield
+        except WorkspaceVanished:
+            raise
+        except (CaiError, OSError):
+            ground.require(self.root)  # whatever went wrong, this is the reason to tell
+            raise
+
     def say(self, stage: str, message: str, show: bool = True) -> None:
         """Print one line for the person watching, without tearing a progress bar, and keep it in logs/run.log.
 
@@ -86,8 +116,12 @@ class Workspace:
         """
         if show:
             tqdm.write(f"{stage}: {message}")
-        self.logs.mkdir(parents=True, exist_ok=True)
-        with (self.logs / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file:
+        ground.open_root(self.root)
+        ground.make_folder(self.logs)
+        with (
+            ground.writing(self.logs),
+            (self.logs / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file,
+        ):
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {stage}: {message}\n")
 
     def save_settings(self, settings: BaseModel, section: str | None = None) -> None:
@@ -95,6 +129,7 @@ class Workspace:
 
         section: only this one, if others are kept already: what another stage was made with stays.
         """
+        ground.open_root(self.root)
         values = settings.model_dump(mode="json")
         if section is not None and self.settings_file.exists():
             values = json.loads(self.settings_file.read_text(encoding="utf-8")) | {section: values[section]}
@@ -169,7 +204,7 @@ class Workspace:
         target = self.root / "archive" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{stage}-{time.time_ns() % 1000:03d}"
         for path in existing:
             destination = target / path.relative_to(self.root)
-            destination.parent.mkdir(parents=True, exist_ok=True)
+            ground.make_folder(destination.parent)
             path.replace(destination)
         self.say(stage, f"the earlier results are now in {target}")
 
@@ -182,6 +217,20 @@ class Workspace:
                 f"Run `cai {stage}` or notebook {notebook} first, with the same --workspace.",
             )
         return path
+
+
+Stage = TypeVar("Stage", bound=Callable[..., Any])
+
+
+def holds_workspace(stage: Stage) -> Stage:
+    """A stage's public entry, `stage(settings, workspace, …)`: it holds the workspace while it runs."""
+
+    @functools.wraps(stage)
+    def alone(settings: BaseModel, workspace: Workspace, *others: Any, **options: Any) -> Any:
+        with workspace.held():
+            return stage(settings, workspace, *others, **options)
+
+    return alone
 
 
 NOTEBOOK_OF_STAGE = {

@@ -7,16 +7,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 
 from cai_helpers.errors import CaiError
+from cai_helpers.models import endpoint, endpoint_answers
 from cai_helpers.models.endpoint import EndpointGenerator, Usage
-from cai_helpers.models.language import endpoint, endpoint_answers
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.scoring.endpoint_letters import EndpointLetters
-from cai_helpers.settings import Endpoint
+from cai_helpers.settings import Endpoint, change_settings, load_settings
+from cai_helpers.workspace import Workspace
 
 KEY = "sk-secret-7f3a"
 SAMPLING = Sampling(max_new_tokens=64, temperature=0.7, top_p=0.9, seed=5)
@@ -105,7 +107,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def a_generator(server: Server, **settings) -> EndpointGenerator:
-    return EndpointGenerator(Endpoint(**{"base_url": server.base_url, "model": "judge", **settings}))
+    return EndpointGenerator(Endpoint(**{"base_url": server.base_url, "model": "judge", **settings}).by_person())
 
 
 def chats(*texts: str) -> list[list[dict]]:
@@ -427,6 +429,134 @@ def test_a_server_on_this_machine_needs_no_key_and_never_gets_the_hub_token(serv
     assert server.headers[0]["authorization"] == "Bearer no-key-needed"
 
 
+def a_workspace_of_somebody_else(workspace: Workspace, base_url: str, key_variable: str = "OPENAI_API_KEY") -> str:
+    """The file of its settings: it names an endpoint, and the variable whose value it would like to have."""
+    changes = [f"endpoint.base_url={base_url}", "endpoint.model=judge", f"endpoint.key_variable={key_variable}"]
+    workspace.save_settings(load_settings("smoke", changes))
+    return str(workspace.settings_file)
+
+
+def test_no_key_goes_where_only_a_file_of_settings_points(server: Server, workspace) -> None:
+    file = a_workspace_of_somebody_else(workspace, server.base_url)
+    for settings in (load_settings(file), load_settings(file, ["endpoint.model=judge", "endpoint.retries=1"])):
+        with pytest.raises(CaiError, match="only a settings file names that address") as caught:
+            EndpointGenerator(settings.endpoint)
+        assert f"--set endpoint.base_url={server.base_url}" in caught.value.todo
+        assert f"CAI_ENDPOINT={server.base_url}" in caught.value.todo
+        assert KEY not in str(caught.value)
+    assert server.asked == []
+
+
+def test_the_key_goes_where_a_command_the_environment_or_a_form_points(server: Server, workspace, monkeypatch) -> None:
+    from cai_helpers.notebook import colab
+
+    file, naming = a_workspace_of_somebody_else(workspace, server.base_url), f"endpoint.base_url={server.base_url}"
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    complete(EndpointGenerator(load_settings(file, [naming]).endpoint), "by a command")
+    complete(EndpointGenerator(colab.change(workspace, naming).endpoint), "by a form")
+    later = change_settings(load_settings(file, [naming]), ["train.beta=0.2"])
+    complete(EndpointGenerator(later.endpoint), "changed in something else afterwards")
+    with pytest.raises(CaiError, match="only a settings file"):
+        EndpointGenerator(colab.change(workspace, "train.beta=0.3").endpoint)
+    monkeypatch.setenv("CAI_ENDPOINT", server.base_url.removesuffix("/v1"))
+    with pytest.raises(CaiError, match="only a settings file"):
+        EndpointGenerator(load_settings(file).endpoint)
+    monkeypatch.setenv("CAI_ENDPOINT", server.base_url)
+    complete(EndpointGenerator(load_settings(file).endpoint), "by the environment")
+    assert [headers["authorization"] for headers in server.headers] == [f"Bearer {KEY}"] * 4
+
+
+def test_a_file_of_settings_cannot_say_that_a_person_named_the_endpoint(server: Server, workspace) -> None:
+    file = Path(a_workspace_of_somebody_else(workspace, server.base_url))
+    for name in ("named_by_person", "_named_by_person"):
+        values = json.loads(file.read_text())
+        values["endpoint"][name] = True
+        (file.parent / "forged.json").write_text(json.dumps(values))
+        with pytest.raises(CaiError, match=name):
+            load_settings(str(file.parent / "forged.json"))
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MY_KEY"])
+def test_the_hub_token_goes_to_no_other_endpoint_whoever_names_it(server: Server, monkeypatch, variable: str) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    monkeypatch.setenv(variable, "hf_mine")
+    with pytest.raises(CaiError, match="Hugging Face token"):
+        a_generator(server, key_variable=variable)
+    for host in ("evil-huggingface.co", "huggingface.co.evil.com", "huggingface.cloud"):
+        with pytest.raises(CaiError, match="is not Hugging Face's"):
+            a_generator(server, key_variable=variable, base_url=f"https://{host}/v1")
+    for host in ("huggingface.co", "router.huggingface.co"):
+        a_generator(server, key_variable=variable, base_url=f"https://{host}/v1")
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "base_url",
+    [
+        "http://192.168.1.5:8000/v1",
+        "http://judge.example.com/v1",
+        "http://localhost.example.com/v1",
+        "http://127.0.0.1.nip.io/v1",
+        "http://router.huggingface.co/v1",
+    ],
+)
+def test_a_key_travels_without_encryption_on_this_machine_alone(server: Server, base_url: str) -> None:
+    with pytest.raises(CaiError, match="without https") as caught:
+        a_generator(server, base_url=base_url)
+    assert "ssh -L" in caught.value.todo
+    for this_machine in ("http://localhost:1/v1", "http://127.0.0.2:1/v1", "http://[::1]:1/v1"):
+        a_generator(server, base_url=this_machine)
+
+
+@pytest.mark.parametrize(
+    "base_url", ["http://localhost:1@evil.example.com/v1", "https://evil.example.com\\@huggingface.co"]
+)
+def test_an_address_that_looks_like_another_is_none(server: Server, base_url: str) -> None:
+    with pytest.raises(CaiError, match="no web address"):
+        a_generator(server, base_url=base_url)
+
+
+def test_a_server_that_needs_no_key_works_from_the_file_of_settings(server: Server, workspace, monkeypatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    file = a_workspace_of_somebody_else(workspace, server.base_url)
+    assert complete(EndpointGenerator(load_settings(file).endpoint), "a") == {0: "re: a"}
+    assert server.headers[0]["authorization"] == "Bearer no-key-needed"
+
+
+def test_an_endpoint_that_sends_the_request_on_does_not_hand_on_the_key(server: Server) -> None:
+    with Server() as elsewhere:
+        thread = threading.Thread(target=elsewhere.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        server.reply = lambda body: Reply({}, 307, {"Location": f"{elsewhere.base_url}/chat/completions"})
+        complete(a_generator(server, retries=0), "a")
+        elsewhere.shutdown()
+        thread.join()
+    assert len(server.asked) == 1
+    assert ["authorization" in headers for headers in elsewhere.headers] == [False]
+
+
+def test_the_command_sends_no_token_for_a_workspace_of_somebody_else(server: Server, workspace, monkeypatch) -> None:
+    """Through `cai generate`: exit code 1, what to do, and not a word to the endpoint; named again, it works."""
+    from typer.testing import CliRunner
+
+    from cai_helpers.cli import app
+
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    a_workspace_of_somebody_else(workspace, server.base_url, "HF_TOKEN")
+    command = ["generate", "--workspace", str(workspace.root), "--limit", "1", "--set", "generate.critic=api"]
+    stolen = CliRunner().invoke(app, command)
+    assert (stolen.exit_code, server.asked) == (1, [])
+    assert "HF_TOKEN holds your Hugging Face token" in stolen.output
+    command += ["--set", "endpoint.key_variable=OPENAI_API_KEY"]
+    unnamed = CliRunner().invoke(app, command)
+    assert (unnamed.exit_code, server.asked) == (1, [])
+    assert f"repeat --set endpoint.base_url={server.base_url}" in unnamed.output
+    server.reply = lambda body: answer("CRITIQUE: It could be kinder.\nREVISION: I am glad to help you today.")
+    assert CliRunner().invoke(app, [*command, "--set", f"endpoint.base_url={server.base_url}"]).exit_code == 0
+    assert server.headers[0]["authorization"] == f"Bearer {KEY}"
+
+
 @pytest.mark.parametrize(
     ("settings", "key", "message"),
     [
@@ -474,7 +604,6 @@ def test_pauses_grow_up_to_a_cap_and_the_same_row_pauses_alike() -> None:
 
 def test_an_endpoint_criticises_local_drafts_and_its_failures_and_cost_are_reported(server, workspace):
     """Through the stage: a row that the endpoint fails for is left open, and the next call makes it."""
-    from cai_helpers.settings import load_settings
     from cai_helpers.stages.generate import generate_pairs
 
     broken = threading.Event()
@@ -511,13 +640,13 @@ def test_a_letter_is_weighed_by_its_log_probabilities(server: Server) -> None:
         return Reply({"id": "1", "choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 1}})
 
     server.reply = weigh
-    letters = EndpointLetters(Endpoint(base_url=server.base_url, model="judge"))
+    letters = EndpointLetters(Endpoint(base_url=server.base_url, model="judge").by_person())
     assert dict(letters.log_odds(chats("(A) or (B)?", "(A) or (B)?"))) == {0: 1.25, 1: 1.25}
     assert [(body["logprobs"], body["top_logprobs"]) for body in server.asked] == [(True, 20)] * 2
 
 
 def test_a_weighing_that_the_endpoint_leaves_out_stops_and_says_so(server: Server) -> None:
     server.reply = lambda body: refuse(422)
-    letters = EndpointLetters(Endpoint(base_url=server.base_url, model="judge", retries=0))
+    letters = EndpointLetters(Endpoint(base_url=server.base_url, model="judge", retries=0).by_person())
     with pytest.raises(CaiError, match=r"left 1 of 1 questions unanswered \(HTTP 422 1\)"):
         list(letters.log_odds(chats("(A) or (B)?")))

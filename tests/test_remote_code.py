@@ -14,7 +14,7 @@ LOADERS = {
     "base": "from cai_helpers.models.language import load_base as load; load(Models(base={name!r}, adapter=None))",
     "tokenizer": "from cai_helpers.models.language import load_tokenizer; load_tokenizer({name!r})",
     "reward": "from cai_helpers.scoring.reward_model import load_reward_model as load; load(RewardSource(model={name!r}), 2)",
-    "dataset": "import datasets; from cai_helpers.models.language import from_hub; "
+    "dataset": "import datasets; from cai_helpers.models.hub import from_hub; "
     "from_hub(lambda: datasets.load_dataset({name!r}), {name!r})",
     "memory plan": "from cai_helpers.training.memory_plan import _shape; _shape(Settings(models=dict(base={name!r})))",
 }

@@ -1,9 +1,10 @@
 import gzip
+import json
 
 import pytest
 
 from cai_helpers.errors import CaiError
-from cai_helpers.store import JsonlStore, read_jsonl, write_json, write_jsonl
+from cai_helpers.store import JsonlStore, encode_row, read_jsonl, write_json, write_jsonl
 
 
 def test_a_torn_last_line_is_cut_off_before_anything_is_appended(tmp_path):
@@ -15,16 +16,74 @@ def test_a_torn_last_line_is_cut_off_before_anything_is_appended(tmp_path):
     assert [row["id"] for row in store.rows()] == ["a", "c"]
 
 
-@pytest.mark.parametrize("kept", range(12, 24))
-def test_a_kill_at_any_byte_loses_only_the_row_being_written(tmp_path, kept):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"id": "a"}\n{"id": "b"}\n'[:kept])
-    assert JsonlStore(path).ids() == ({"a", "b"} if kept == 24 else {"a"})
+ROW = {
+    "id": "b", "text": 'Grüße 🙂 "quoted" \\ \n \u2028', "none": None, "yes": True, "no": False, "list": [1, -2.5e-7, [], {}],
+    "scores": {"draft": -0.25, "of": [{"x": 1}]}, "lone": "\ud800",
+}  # fmt: skip
 
 
-def test_a_file_without_any_newline_becomes_empty(tmp_path):
+def test_a_kill_at_any_byte_loses_only_the_row_being_written(tmp_path):
+    path, row = tmp_path / "rows.jsonl", encode_row(ROW)
+    unescaped = json.dumps(ROW | {"lone": ""}, ensure_ascii=False).encode() + b"\n"
+    for whole in (row, unescaped, b'{"id": "b"}\n', b'{"id": 1}\n'):
+        for kept in range(len(whole) + 1):
+            path.write_bytes(b'{"id": "a"}\n' + whole[:kept])
+            store = JsonlStore(path)
+            is_there = kept >= len(whole) - 1  # all but the newline is a whole row
+            assert store.repaired_bytes == (0 if is_there else kept)
+            store.append([{"id": "c"}])
+            assert [row["id"] for row in store.rows()] == ["a", *([json.loads(whole)["id"]] if is_there else []), "c"]
+
+
+@pytest.mark.parametrize("end", [b"", b"\r", b" ", b"\r\n"])
+def test_a_last_row_that_a_person_wrote_without_a_newline_is_kept(tmp_path, end):
+    path = tmp_path / "overrides.jsonl"
+    path.write_bytes(b'{"id": "a"}\r\n{"id": "b"}' + end)
+    store = JsonlStore(path)
+    store.append([{"id": "c"}])
+    assert [row["id"] for row in store.rows()] == ["a", "b", "c"]
+    assert store.repaired_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b'{"id": "a"}\r{"id": "b"}\r', 1),
+        (b'{"id": "a"}\r{"id": "b', 1),
+        (b'[{"id": "a"}, {"id": "b"}]', 1),
+        (b'[\n{"id": "a"},\n{"id": "b"}\n]\n', 1),
+        ('{"id": "a"}\n'.encode("utf-16"), 1),
+        ('{"id": "a"}\n'.encode("utf-16-le"), 1),
+        ('{"id": "a"}\n'.encode("utf-16-be"), 1),
+        (b"a letter to a friend", 1),
+        (b'{\n  "id": "a"\n}', 3),
+        (b'{"id": "a"}\n{"id": "b"}{"id": "c"}', 2),
+        (b'{"id": "a"}\n{"id": "b", "decision": keep}', 2),
+        (b'{"id": "a"}\n{id: "b"', 2),
+        (b'{"id": "a"}\n"id": "b"}', 2),
+        (b'{"id": "a"}\n{"id": "\xff\xfe and so on"}', 2),
+        (b'{"id": "a"}\n{"id": ["b"}', 2),
+    ],
+)
+def test_what_is_no_jsonl_is_refused_with_its_line_and_left_as_it_is(tmp_path, content, line):
     path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"id": ' + b"x" * 200_000)
+    path.write_bytes(content)
+    with pytest.raises(CaiError, match=f"rows.jsonl, line {line}: ") as caught:
+        JsonlStore(path)
+    assert "line feeds" in caught.value.todo
+    assert path.read_bytes() == content
+
+
+def test_a_file_of_windows_with_a_byte_order_mark_can_be_appended_to(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "a"}\r\n{"id": "b"}\r\n')
+    JsonlStore(path).append([{"id": "c"}])
+    assert JsonlStore(path).ids() == {"a", "b", "c"}
+
+
+def test_a_file_that_is_one_torn_row_becomes_empty(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"id": "' + b"x" * 200_000)
     assert JsonlStore(path).ids() == set()
     assert path.stat().st_size == 0
 

@@ -26,6 +26,11 @@ class Processes(NamedTuple):
             PartialState().wait_for_everyone()
 
 
+def is_main_process() -> bool:
+    """From the environment alone, which needs no connection to the others."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
 def this_process() -> Processes:
     """Read from what `accelerate launch` and `torchrun` put into the environment; connects the processes."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

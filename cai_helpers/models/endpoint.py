@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from threading import Event
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import urlsplit
 
 from huggingface_hub import InferenceClient, get_session, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError
@@ -18,6 +16,7 @@ from pydantic import Field, SecretStr
 
 from cai_helpers.errors import CaiError
 from cai_helpers.models.endpoint_answers import Answer, Failure, read_answer, refusal, retry_after, words
+from cai_helpers.models.endpoint_key import read_key, require_address
 from cai_helpers.schema import Completion, Messages, Record
 from cai_helpers.settings import Endpoint
 
@@ -28,7 +27,6 @@ _FIRST_PAUSE = 0.5  # seconds before the first retry; doubles with each
 _LONGEST_PAUSE = 60.0  # seconds; also the most that a Retry-After header can ask for
 _FEWEST_FAILURES = 4  # in a row, before an endpoint counts as down, however low the concurrency
 _REFUSED_ROW = (400, 413, 422)  # what endpoints answer to a row they filter, or that is too long
-_LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
 
 class Usage(Record):
@@ -64,7 +62,8 @@ class EndpointGenerator:
     """Asks an OpenAI-compatible endpoint, several rows at once; `usage` counts requests, tokens and failures.
 
     Raises:
-        CaiError: a setting or the key is missing, or huggingface_hub is in offline mode.
+        CaiError: a setting or the key is missing, the key must not go to this address (endpoint_key.read_key), or
+            huggingface_hub is in offline mode.
     """
 
     def __init__(self, settings: Endpoint, alternatives: int | None = None) -> None:
@@ -72,7 +71,7 @@ class EndpointGenerator:
         _check(settings)
         self._settings = settings
         self._alternatives = alternatives
-        self._key = SecretStr(_read_key(settings))  # shows as ******* wherever this object is printed
+        self._key = SecretStr(read_key(settings))  # shows as ******* wherever this object is printed
         self._failures_in_a_row = 0
         self._has_answered = False
         self.usage = Usage(input_price=settings.input_price, output_price=settings.output_price)
@@ -207,40 +206,12 @@ def _check(settings: Endpoint) -> None:
             f"The api critic needs {missing}.",
             "Set endpoint.base_url (such as http://localhost:8000/v1) and endpoint.model (the name the endpoint knows it by).",
         )
-    parts = urlsplit(settings.base_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise CaiError(
-            f"endpoint.base_url is {settings.base_url!r}, which is no web address.",
-            "Write it with http:// or https://, such as http://localhost:8000/v1.",
-        )
+    require_address(settings.base_url)
     if is_offline_mode():  # its session then refuses every address, this machine's own too
         raise CaiError(
             "The api critic cannot be asked: HF_HUB_OFFLINE is set, and huggingface_hub then sends no request at all.",
             "Unset HF_HUB_OFFLINE and restart, or set generate.critic=local.",
         )
-
-
-def _read_key(settings: Endpoint) -> str:
-    """The key from its environment variable; a server on this machine may do without.
-
-    Never None: InferenceClient would then send the user's Hugging Face token.
-    """
-    name = settings.key_variable
-    if not name.isidentifier():  # most likely the key itself: not repeated here
-        raise CaiError(
-            "endpoint.key_variable is not the name of an environment variable.",
-            "Put the key into an environment variable, and only that variable's name, such as OPENAI_API_KEY, here.",
-        )
-    key = os.environ.get(name, "").strip()
-    if not key and urlsplit(settings.base_url).hostname in _LOCAL_HOSTS:
-        return "no-key-needed"
-    if not key or not key.isascii() or not key.isprintable():
-        raise CaiError(
-            f"The environment variable {name} {'holds no usable key' if key else 'is not set'}.",
-            f"Set {name} to the endpoint's key (in Colab: from the secrets panel), or name another variable by "
-            "endpoint.key_variable.",
-        )
-    return key
 
 
 def _http_library() -> Any:

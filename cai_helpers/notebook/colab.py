@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cai_helpers import ground
 from cai_helpers.errors import CaiError
 from cai_helpers.settings import Settings, change_settings, load_settings
 from cai_helpers.workspace import DEFAULT_ROOT, Workspace
@@ -30,6 +31,7 @@ def start(preset: str, form: dict[str, Any], use_drive: bool = True) -> Session:
     preset = os.environ.get("CAI_PRESET", preset)
     settings = load_settings(preset, [] if preset == "smoke" else _overrides(form))
     workspace = Workspace(workspace_root(use_drive))
+    ground.forget(workspace.root)  # the drive was mounted just now: what is there is where the run begins
     workspace.save_settings(settings)
     return Session(settings, workspace)
 
@@ -59,6 +61,8 @@ def resume(use_drive: bool = True) -> Session:
             f"There is no run in {workspace.root} yet.",
             "Open notebook 00_setup first (or run_all instead of them all); in Colab tick use_drive in both.",
         )
+    ground.forget(workspace.root)
+    ground.open_root(workspace.root)  # from here on it is not made again if the drive is lost
     return Session(load_settings(str(workspace.settings_file)), workspace)
 
 

@@ -15,7 +15,7 @@ from cai_helpers.pages.pair_pictures import save_pair_plots
 from cai_helpers.pages.pairs_page import write_pairs_page
 from cai_helpers.schema import StageReport, Target
 from cai_helpers.settings import Settings
-from cai_helpers.workspace import Workspace, file_hash
+from cai_helpers.workspace import Workspace, file_hash, holds_workspace
 
 _GROUPS_LISTED = 8  # principles in the short table; the page has all
 _EXAMPLES_LISTED, _EXAMPLE_CHARACTERS = 2, 160  # of the worst and of the best revisions; the page has more, whole
@@ -49,6 +49,7 @@ class AnalyzeReport(StageReport):
         return [("findings", "; ".join(one.name for one in self.findings) or "none")]
 
 
+@holds_workspace
 def analyze_pairs(settings: Settings, workspace: Workspace, file: Path | None = None) -> AnalyzeReport:
     """Analyse the scored pairs: reports/pairs.html and the pictures beside it.
 

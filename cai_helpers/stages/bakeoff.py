@@ -28,7 +28,7 @@ from cai_helpers.schema import Completion, Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, load_scorer, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_json
-from cai_helpers.workspace import Fingerprint, Workspace, plain
+from cai_helpers.workspace import Fingerprint, Workspace, holds_workspace, plain
 
 # Where 60 % of them give a usable revision, a protocol that wins seven in ten of those is told from a tossed coin.
 PROMPTS = 48
@@ -85,6 +85,7 @@ class _Judged(NamedTuple):
     seconds: float  # drafting included
 
 
+@holds_workspace
 def compare_protocols(
     settings: Settings, workspace: Workspace, count: int = PROMPTS, protocols: list[str] | None = None
 ) -> BakeoffReport:

@@ -15,7 +15,7 @@ from cai_helpers.schema import StageReport, transcript
 from cai_helpers.scoring.judge import PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, write_json
-from cai_helpers.workspace import Workspace, section
+from cai_helpers.workspace import Workspace, holds_workspace, section
 
 
 class CalibrateReport(StageReport):
@@ -55,6 +55,7 @@ class CalibrateReport(StageReport):
         return [("scorer on gold pairs", f"{self.calibration.verdict}: {trust_line(self.calibration)}")]
 
 
+@holds_workspace
 def calibrate_scorer(settings: Settings, workspace: Workspace, gold: str | None = None) -> CalibrateReport:
     """Score gold pairs and write calibration/result.json and reports/calibration.png.
 

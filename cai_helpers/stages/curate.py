@@ -17,7 +17,7 @@ from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
-from cai_helpers.workspace import Workspace, file_hash, section
+from cai_helpers.workspace import Workspace, file_hash, holds_workspace, section
 
 
 class CurateReport(StageReport):
@@ -62,6 +62,7 @@ class CurateReport(StageReport):
         return [*shown, ("gate", "all targets met" if not missed else f"falls short in: {', '.join(missed)}")]
 
 
+@holds_workspace
 def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | None = None) -> CurateReport:
     """Filter the scored pairs and write dpo_dataset/{train,eval,dropped,one_sided}.jsonl and stats.json.
 

@@ -44,7 +44,7 @@ from cai_helpers.schema import Completion, Prompt, StageReport
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Models, Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace, file_hash, section
+from cai_helpers.workspace import Fingerprint, Workspace, file_hash, holds_workspace, section
 
 Answers = dict[tuple[str, str], Completion]  # (prompt id, stage) → what the model said
 
@@ -88,6 +88,7 @@ class EvaluateReport(StageReport):
         ]
 
 
+@holds_workspace
 def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     """Compare the trained adapter with Stage 2 and write evaluation/responses.jsonl and reports/refusals.png.
 

@@ -14,11 +14,12 @@ from typing import Any
 
 from cai_helpers import __version__
 from cai_helpers.errors import CaiError
+from cai_helpers.ground import make_folder
 from cai_helpers.models.hub import EMBEDDED
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.training.policy.losses import readable
-from cai_helpers.workspace import Workspace, file_hash, library_versions, require_hash
+from cai_helpers.workspace import Workspace, file_hash, holds_workspace, library_versions, require_hash
 
 NAME = "stage3_constitutional"
 _WEIGHTS = "models/lora_adapters/adapter_model.safetensors"
@@ -49,6 +50,7 @@ class ExportReport(StageReport):
         ]
 
 
+@holds_workspace
 def export_artifacts(settings: Settings, workspace: Workspace) -> ExportReport:
     """Write export/stage3_constitutional.zip. The same workspace always gives the same bytes.
 
@@ -69,7 +71,7 @@ def export_artifacts(settings: Settings, workspace: Workspace) -> ExportReport:
 
     target = workspace.export_dir / f"{NAME}.zip"
     draft = target.with_suffix(".zip.tmp")
-    draft.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(draft.parent)
     _write(draft, files, written)
     tensors = _check(draft, hashes)
     draft.replace(target)
@@ -136,7 +138,7 @@ def _loading(settings: Settings, workspace: Workspace) -> str:
     return f"""```python
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer{", GenerationConfig" if stops else ""}
-{"from cai_helpers.models.language import locate" if embedded else ""}
+{"from cai_helpers.models.hub import locate" if embedded else ""}
 name = {f'locate("{name}")' if embedded else f'"{name}"'}
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "models/lora_adapters")
 {_STOPS if stops else ""}tokenizer = AutoTokenizer.from_pretrained(name)

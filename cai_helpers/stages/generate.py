@@ -12,14 +12,14 @@ from tqdm.auto import tqdm
 
 from cai_helpers.critique.critic import Critic, load_critic, make_traces, trace_basis
 from cai_helpers.critique.protocol_choice import Choice, read_choice, require_protocol
-from cai_helpers.errors import CaiError
+from cai_helpers.errors import CaiError, WorkspaceVanished
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.machine.processes import Processes, this_process
 from cai_helpers.prompts.split import PromptSummary, write_prompts
 from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace
+from cai_helpers.workspace import Fingerprint, Workspace, holds_workspace
 
 
 class GenerateReport(StageReport):
@@ -74,6 +74,7 @@ class GenerateReport(StageReport):
         return [("pairs generated", f"{self.pairs}, protocol {self.protocol}")]
 
 
+@holds_workspace
 def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False) -> GenerateReport:
     """Write one Trace for each training prompt to pairs/traces.jsonl, and the prompts beside it.
 
@@ -195,6 +196,8 @@ def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore) -> int:
                 tokens += sum(trace.tokens for trace in traces)
                 bar.set_postfix({"tokens/s": round(tokens / (time.monotonic() - started)), **outcomes}, refresh=False)
                 bar.update(len(traces))
+        except WorkspaceVanished as error:
+            raise error.saying(f"{bar.n} of {len(pending)} pairs of this call were saved in it.") from error
         except KeyboardInterrupt:
             raise CaiError(
                 f"Stopped by hand: {bar.n} of {len(pending)} pairs of this call are on disk.",

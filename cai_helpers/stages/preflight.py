@@ -27,7 +27,7 @@ from cai_helpers.store import read_jsonl
 from cai_helpers.training.memory_plan import plan_memory, require_memory
 from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.pairs import Fitting, Preferences, encode, keep_fitting, read_rows
-from cai_helpers.workspace import Workspace
+from cai_helpers.workspace import Workspace, holds_workspace
 
 _STEPS = 2  # the first one warms up; the second is what a step costs
 _TIGHT = 0.9  # share of the memory there is
@@ -102,6 +102,7 @@ class _Trained(NamedTuple):
     plan: str
 
 
+@holds_workspace
 def check_path(settings: Settings, workspace: Workspace) -> PreflightReport:
     """Generate and score one batch, make two DPO steps on the longest rows, and project the configured run from them.
 

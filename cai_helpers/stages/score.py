@@ -11,7 +11,7 @@ from cai_helpers.schema import ScoredPair, Side, StageReport, Trace
 from cai_helpers.scoring.judge import Judged, PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.workspace import Workspace, file_hash
+from cai_helpers.workspace import Workspace, file_hash, holds_workspace
 
 
 class ScoreReport(StageReport):
@@ -49,6 +49,7 @@ class ScoreReport(StageReport):
         return [(name, figure) for name, figure in self.lines() if name in shown]
 
 
+@holds_workspace
 def score_pairs(settings: Settings, workspace: Workspace) -> ScoreReport:
     """Score every trace of the prompts at hand and write pairs/pairs.jsonl.
 

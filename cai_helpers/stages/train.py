@@ -27,7 +27,7 @@ from cai_helpers.training.run import run_phase
 from cai_helpers.training.sft_phase import SftReport, run_sft, sft_folder, sft_history
 from cai_helpers.training.watch.copies import Copies, open_copies
 from cai_helpers.training.watch.held_out import as_measured
-from cai_helpers.workspace import Fingerprint, Workspace, file_hash, section
+from cai_helpers.workspace import Fingerprint, Workspace, file_hash, holds_workspace, section
 
 if TYPE_CHECKING:
     from cai_helpers.training.dpo import PolicyTrainer
@@ -39,6 +39,7 @@ _WITHOUT_EFFECT = {"log_steps", "gradient_checkpointing", "sweep_epochs", "every
 _OF_THE_REFERENCE = ("max_length", "batch_size", "ld_alpha", "fresh_adapter", "weight_by_delta", "person_weight")
 
 
+@holds_workspace
 def train_dpo(
     settings: Settings, workspace: Workspace, fresh: bool = False, watch: Watcher | None = None
 ) -> TrainReport | SftReport | KtoReport:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cai_helpers.errors import CaiError
+from cai_helpers.errors import CaiError, WorkspaceVanished
 from cai_helpers.training.watch import checkpoints
 
 if TYPE_CHECKING:
@@ -29,13 +30,15 @@ def run_phase(
 
     trainer.add_callback(history)
     start = checkpoints.newest_good(folder, say)
-    _run(trainer, history, start, say)
+    _run(trainer, history, start, folder, say)
     best_step = _best_good(history, folder, say)
     restore_policy(trainer.model, checkpoints.at_step(folder, best_step))
     return best_step, start and checkpoints.step_of(start)
 
 
-def _run(trainer: PolicyTraining, history: TrainingHistory, start: Path | None, say: Callable[[str], None]) -> None:
+def _run(
+    trainer: PolicyTraining, history: TrainingHistory, start: Path | None, folder: Path, say: Callable[[str], None]
+) -> None:
     """Train from `start`, a checkpoint or None, to the end."""
     from transformers import set_seed
 
@@ -51,8 +54,27 @@ def _run(trainer: PolicyTraining, history: TrainingHistory, start: Path | None, 
             f"Stopped by hand at step {trainer.state.global_step} of {trainer.state.max_steps}.",
             "Run `cai train` again to go on from the last checkpoint.",
         ) from None
+    except WorkspaceVanished as error:
+        raise error.saying(_rescue(trainer, history, folder)) from error
     finally:
         history.close()
+
+
+def _rescue(trainer: PolicyTraining, history: TrainingHistory, folder: Path) -> str:
+    """Save what is in memory on this machine's own disk; what was saved where, in words."""
+    state = trainer.state
+    before = history.newest.name if history.newest is not None else "none of this call"
+    said = (
+        f"Training stopped at step {state.global_step} of {state.max_steps}; the newest checkpoint in it is {before}."
+    )
+    if state.global_step == 0 or (history.newest and checkpoints.step_of(history.newest) == state.global_step):
+        return said
+    place = Path(tempfile.mkdtemp(prefix="cai-rescued-"))
+    try:
+        rescued = trainer.save_elsewhere(place)
+    except OSError as error:
+        return f"{said} Step {state.global_step} could not be saved in {place} either: {error}."
+    return f"{said} Step {state.global_step} is saved on this machine, in {rescued}: copy that folder into {folder}."
 
 
 def _best_good(history: TrainingHistory, folder: Path, say: Callable[[str], None]) -> int:

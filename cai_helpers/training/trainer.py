@@ -14,6 +14,7 @@ import torch
 from transformers import PrinterCallback
 from transformers.utils import logging
 
+from cai_helpers import ground
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Dtype, Machine
 from cai_helpers.models.batches import is_out_of_memory
@@ -22,12 +23,14 @@ from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.settings import Settings, Train
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
 from cai_helpers.training.policy.merged import Merged, merge_stage2
+from cai_helpers.training.watch import checkpoints
 
 
 class PolicyTraining:
     """Mixed into one of TRL's trainers, in front of it."""
 
     def __init__(self, **options: Any) -> None:
+        ground.make_folder(Path(options["args"].output_dir))  # the Trainer would make the folders above it as well
         super().__init__(**options)
         self.remove_callback(PrinterCallback)  # prints every log as a dictionary; ours says it in a line
 
@@ -36,6 +39,18 @@ class PolicyTraining:
         if not torch.isfinite(loss):  # before the optimizer's step: the last checkpoint stays good
             raise not_finite("loss", self.state.global_step + 1)
         return loss
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        with ground.writing(Path(self.args.output_dir)):
+            super()._save_checkpoint(*args, **kwargs)
+
+    def save_elsewhere(self, folder: Path) -> Path:
+        """Write and seal a checkpoint of the step that training has come to below another folder."""
+        self.args.output_dir = str(folder)
+        self._save_checkpoint(self.model, None)
+        saved = checkpoints.at_step(folder, self.state.global_step)
+        checkpoints.seal(saved)
+        return saved
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None a checkpoint: the export writes one, from what was measured."""

@@ -15,6 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict, load_peft_weights, set_p
 from safetensors.torch import save as to_bytes
 
 from cai_helpers.errors import CaiError
+from cai_helpers.ground import make_folder
 from cai_helpers.models.hub import locate
 from cai_helpers.settings import Train
 from cai_helpers.store import write_atomically, write_json
@@ -51,6 +52,7 @@ def save_policy(model: Any, folder: Path, base: str, stage2: Factors | None = No
     stage2: what was merged into the model's own weights; it is written into the adapter, in front of the trained LoRA.
     """
     draft = folder.with_name(folder.name + ".tmp")
+    make_folder(folder.parent)
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(str(draft), selected_adapters=[POLICY], save_embedding_layers=False)
     config = json.loads((draft / CONFIG_FILE).read_text(encoding="utf-8"))
@@ -63,7 +65,7 @@ def save_policy(model: Any, folder: Path, base: str, stage2: Factors | None = No
         config, weights = config | changes, to_bytes(tensors, metadata={"format": "pt"})
     if isinstance(config["target_modules"], list):
         config["target_modules"] = sorted(config["target_modules"])  # written from a set, in no order
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     write_atomically(folder / WEIGHTS_FILE, weights)
     write_json(folder / CONFIG_FILE, config)
     write_json(folder / GENERATION_FILE, _generation(model))

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from cai_helpers.ground import make_folder
 from cai_helpers.models.hub import transport_error
 from cai_helpers.store import write_atomically, write_json
 from cai_helpers.training.policy.reference_store import bring, faults, folder_of, record_of
@@ -117,7 +118,7 @@ class Copies:
         shutil.copy(record_of(workspace), draft / _RECORD)
 
     def _unpack(self, workspace: Workspace, draft: Path) -> None:
-        workspace.checkpoints.mkdir(parents=True, exist_ok=True)
+        make_folder(workspace.checkpoints)
         brought = []
         for folder in checkpoints.in_order(draft):
             if reason := checkpoints.fault(folder):

@@ -90,6 +90,7 @@ class TrainingHistory(TrainerCallback):
         self._started = 0.0
         self._skipped_now = 0
         self.skipped = 0  # fp16 updates, in this call
+        self.newest: Path | None = None  # checkpoint that this call has sealed
 
     def rows(self) -> list[dict[str, Any]]:
         return list(read_jsonl(self._path)) if self._path.exists() else []
@@ -158,6 +159,7 @@ class TrainingHistory(TrainerCallback):
         checkpoints.seal(folder)
         evaluated = self.best_first()
         checkpoints.rotate(self._folder, best=evaluated[0].step if evaluated else None)
+        self.newest = folder
         self._on_sealed(folder)
         self._saved_at = time.monotonic()
 
