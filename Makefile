@@ -45,7 +45,7 @@ test-browser: $(VENV)/.for-browser  ## the notebook's widgets in headless Chromi
 
 test-real: $(VENV)/.for-real  ## every stage on real weights, SmolLM2-135M, on the CPU (GEMMA=1: on Gemma 3 270M as well, under its terms)
 	$(VENV)/bin/python tools/real_models.py $(if $(GEMMA),--gemma)
-	CAI_REAL_TESTS=required HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest tests/real -m real --durations=15
+	CAI_REAL_TESTS=required CAI_REAL_GEMMA=$(GEMMA) HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest tests/real -m real --durations=15
 
 lint: $(VENV)/.for-test  ## ruff and the import contracts alone
 	$(VENV)/bin/ruff check .

@@ -142,3 +142,30 @@ def figure(said: str, name: str) -> str:
     match = re.search(rf"^  {re.escape(name)}  +(.*)$", said, re.MULTILINE)
     assert match, f"no line {name!r} in:\n{said}"
     return match[1]
+
+
+def write_pairs_by_hand(run: Run, reward_of: Callable[[list[dict], str], float]) -> Path:
+    """The eight columns of a file from elsewhere: the run's own drafts, and the answers written by hand in prompts.jsonl.
+
+    reward_of: scores of the answers; those of the drafts are the run's.
+    """
+    answers = {row["messages"][0]["content"]: row["better"] for row in read_rows(PROMPTS)}
+    rows = []
+    for pair in run.rows("pairs/pairs.jsonl"):
+        answer = answers[pair["prompt"]]
+        score = reward_of(pair["messages"], answer)
+        rows.append(
+            {
+                "prompt": pair["prompt"],
+                "base_response": pair["base_response"],
+                "revised_response": answer,
+                "base_score": pair["base_score"],
+                "revised_score": score,
+                "chosen": "revised" if score > pair["base_score"] else "base",
+                "critic_notes": "",
+                "principle_ids": "",
+            }
+        )
+    file = run.root.parent / f"{run.root.name}-by-hand.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return file

@@ -11,7 +11,7 @@ import zipfile
 from collections import Counter
 
 import pytest
-from real_run import PATIENCE, PROMPTS, environment, figure, read_rows, written
+from real_run import PATIENCE, Run, environment, figure, write_pairs_by_hand, written
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.real
@@ -114,7 +114,7 @@ def test_generate_follows_the_bakeoff_and_counts_what_is_in_its_rows(undisturbed
 
 def test_a_generation_killed_by_sigkill_and_resumed_writes_the_rows_of_an_undisturbed_one(undisturbed, settings_file):
     run, _ = undisturbed
-    other = type(run)(run.root.with_name("to-be-killed"), settings_file)
+    other = Run(run.root.with_name("to-be-killed"), settings_file)
     traces = other.root / "pairs" / "traces.jsonl"
     other.killed("generate", when=lambda: written(traces) >= 4)
     before = traces.read_bytes()
@@ -165,25 +165,7 @@ def curated(scored, reward_of):
     The eight columns of a file from elsewhere: SmolLM2 is too weak a critic to give enough usable pairs of its own.
     """
     run, _ = scored
-    answers = {row["messages"][0]["content"]: row["better"] for row in read_rows(PROMPTS)}
-    rows = []
-    for pair in run.rows("pairs/pairs.jsonl"):
-        answer = answers[pair["prompt"]]
-        score = reward_of(pair["messages"], answer)
-        rows.append(
-            {
-                "prompt": pair["prompt"],
-                "base_response": pair["base_response"],
-                "revised_response": answer,
-                "base_score": pair["base_score"],
-                "revised_score": score,
-                "chosen": "revised" if score > pair["base_score"] else "base",
-                "critic_notes": "",
-                "principle_ids": "",
-            }
-        )
-    file = run.root.parent / "by_hand.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    file = write_pairs_by_hand(run, reward_of)
     run("curate", "--pairs", str(file))
     return run
 

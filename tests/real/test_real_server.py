@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from real_run import HERE, PATIENCE, figure, read_rows, started, wait_until, written
+from real_run import HERE, PATIENCE, Run, figure, read_rows, started, wait_until, written
 
 pytestmark = pytest.mark.real
 
@@ -63,9 +63,9 @@ def asks(base: Path, port: int) -> list[str]:
 
 
 def test_rows_answered_before_a_server_dies_are_kept_and_the_next_call_goes_on(
-    real_base, settings_file, bakeoff, port, tmp_path
+    real_base, settings_file, port, tmp_path
 ):
-    run = type(bakeoff[0])(tmp_path / "run", settings_file)
+    run = Run(tmp_path / "run", settings_file)
     options = ["--limit", "7", *asks(real_base, port)]
     by_endpoint = [*options, "--set", "generate.critic=api"]
     traces = run.root / "pairs" / "traces.jsonl"
@@ -91,7 +91,7 @@ def test_rows_answered_before_a_server_dies_are_kept_and_the_next_call_goes_on(
     assert "complete since" in run("generate", *by_endpoint)  # and needs no server to say so
 
     # the endpoint holds the same model, so that greedy critics here and there must say the same
-    local = type(run)(tmp_path / "local", settings_file)
+    local = Run(tmp_path / "local", settings_file)
     local("generate", *options)
     by_id = {row["id"]: row for row in local.rows("pairs/traces.jsonl")}
     for row in run.rows("pairs/traces.jsonl"):
