@@ -46,7 +46,7 @@ def settings_file(real_base, reward_model, tmp_path_factory) -> Path:
 def bakeoff(settings_file, tmp_path_factory) -> tuple[Run, str]:
     """A run in which two protocols were compared, and what that printed."""
     run = Run(tmp_path_factory.mktemp("runs") / "run", settings_file)
-    said = run("bakeoff", "--n", "3", "--protocol", "single/short", "--protocol", "two_step/short")
+    said = run("bakeoff", "--n", "3", "--protocol", "two_step/short", "--protocol", "two_step/full")
     return run, said
 
 

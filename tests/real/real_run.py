@@ -119,7 +119,7 @@ def write_settings(path: Path, base: Path, reward: Path) -> Path:
             "base": str(base), "adapter": None, "reward": str(reward), "reward_input": "chat", "dtype": "fp32",
         },
         "prompts": {"source": str(PROMPTS), "eval_source": None, "eval_count": 4, "limit": 10},
-        "generate": {"draft_tokens": 32, "critic_tokens": 48, "batch_size": 3},
+        "generate": {"draft_tokens": 32, "critic_tokens": 64, "batch_size": 3},
         "score": {"batch_size": 8},
         "calibrate": {"gold": None},
         "curate": {"min_pairs": 6, "eval_fraction": 0.2, "near_duplicates": None},
