@@ -119,7 +119,7 @@ def write_settings(path: Path, base: Path, reward: Path) -> Path:
             "base": str(base), "adapter": None, "reward": str(reward), "reward_input": "chat", "dtype": "fp32",
         },
         "prompts": {"source": str(PROMPTS), "eval_source": None, "eval_count": 4, "limit": 10},
-        "generate": {"draft_tokens": 32, "critic_tokens": 64, "batch_size": 3},
+        "generate": {"protocol": "two_step/short", "draft_tokens": 32, "critic_tokens": 64, "batch_size": 3},
         "score": {"batch_size": 8},
         "calibrate": {"gold": None},
         "curate": {"min_pairs": 6, "eval_fraction": 0.2, "near_duplicates": None},
@@ -142,6 +142,14 @@ def figure(said: str, name: str) -> str:
     match = re.search(rf"^  {re.escape(name)}  +(.*)$", said, re.MULTILINE)
     assert match, f"no line {name!r} in:\n{said}"
     return match[1]
+
+
+def wilson(successes: int, total: int) -> tuple[float, float]:
+    """The ends of Wilson's 95 % interval, by hand."""
+    z, share = 1.959964, successes / total
+    half = z * (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5 / (1 + z**2 / total)
+    centre = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    return centre - half, centre + half
 
 
 def write_pairs_by_hand(run: Run, reward_of: Callable[[list[dict], str], float]) -> Path:

@@ -19,7 +19,7 @@ def run(reward_model, tmp_path_factory) -> Run:
     settings = write_settings(tmp_path_factory.mktemp("settings") / "gemma.yaml", base, reward_model)
     run = Run(tmp_path_factory.mktemp("runs") / "gemma", settings)
     small = ["--limit", "6", "--set", "generate.draft_tokens=16", "--set", "generate.critic_tokens=16"]
-    run("generate", *small, "--set", "generate.protocol=two_step/short")
+    run("generate", *small)
     run("score", *small)
     return run
 
