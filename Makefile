@@ -17,7 +17,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # tools/install.py leaves compiling to the first import, and that must keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo pictures test test-long test-colab test-browser lint format clean
+.PHONY: help demo pictures test test-long test-colab test-browser test-real lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -46,6 +46,10 @@ test-colab: $(COLAB)/.for-test  ## unit tests and notebooks with the library ver
 
 test-browser: $(VENV)/.for-browser  ## the notebook's widgets in headless Chromium; the system's Chromium is installed if apt can
 	CAI_BROWSER_TESTS=required HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest tests/browser -m browser
+
+test-real: $(VENV)/.for-real  ## every stage on real weights, SmolLM2-135M, on the CPU (GEMMA=1: on Gemma 3 270M as well, under its terms)
+	$(VENV)/bin/python tools/real_models.py $(if $(GEMMA),--gemma)
+	CAI_REAL_TESTS=required CAI_REAL_GEMMA=$(GEMMA) HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest tests/real -m real --durations=15
 
 lint: $(VENV)/.for-test  ## ruff, mypy and the import contracts alone
 	$(VENV)/bin/ruff check .
@@ -80,6 +84,10 @@ $(VENV)/.for-browser: $(VENV)/.for-test
 	    exit 1; }; }
 	@touch $@
 
+$(VENV)/.for-real: $(VENV)/.for-test
+	@$(PYTHON) tools/install.py $(VENV) --extras real
+	@touch $@
+
 $(COLAB)/.for-test: $(INSTALL_FROM) requirements-colab.txt
 	@$(PYTHON) tools/install.py $(COLAB) --colab
 	@touch $@
@@ -90,7 +98,7 @@ define pytest
 endef
 
 define unit-tests
-	$(call pytest,$(1),-n 2 --dist loadfile -m "not browser and not long" $(2))
+	$(call pytest,$(1),-n 2 --dist loadfile -m "not browser and not long and not real" $(2))
 endef
 
 # 00 to 06 share a workspace, in which each builds upon the one before; run_all starts from an empty one.
