@@ -9,6 +9,7 @@ import pytest
 from cai_helpers.notebook import live
 from cai_helpers.training.watch.alarms import Alarm
 from cai_helpers.training.watch.history import Progress
+from cai_helpers.training.watch.views import OF_PAIRS
 from cai_helpers.workspace import Workspace
 
 ROW = {
@@ -41,15 +42,15 @@ def screen(monkeypatch) -> Display:
 
 
 def progress(step: int, rows: list[dict]) -> Progress:
-    return Progress(rows, step, 20, 30.0, [])
+    return Progress(rows, step, 20, 30.0, [], OF_PAIRS)
 
 
 def test_figures_curves_and_alarms_stand_in_one_well_formed_page():
-    page = live.render(Progress([ROW, EVALUATION, ROW | {"step": 10}], 10, 20, 30.0, [ALARM]), "logs/run.log")
+    page = live.render(Progress([ROW, EVALUATION, ROW | {"step": 10}], 10, 20, 30.0, [ALARM], OF_PAIRS), "logs/run.log")
     ET.fromstring(page)  # also: nothing of an alarm became a tag
     for figure in ("step 10 of 20", "30 s left", "2766", "5.9 GiB", "0.6500", "0.6600", "&lt;script&gt;", "a &amp; b"):
         assert figure in page
-    assert page.count("<svg") == 3
+    assert page.count("<svg") == 4  # no row has log-probabilities or a gradient norm
 
 
 def test_on_a_cpu_and_before_the_first_evaluation_nothing_is_made_up():
