@@ -185,6 +185,35 @@ def test_a_copy_that_fails_is_a_loud_warning_and_no_error(tmp_path, monkeypatch)
     assert out.line().endswith("1 FAILED")
 
 
+@pytest.mark.parametrize("moment", ["while it is read", "while it is written"])
+def test_a_checkpoint_that_changes_on_its_way_is_no_copy_and_the_one_before_it_stays(tmp_path, monkeypatch, moment):
+    said: list[str] = []
+    workspace = Workspace(tmp_path / "first")
+    out = open_copies(str(tmp_path / "drive"), said)
+    out.put(files_of(workspace), checkpoint(workspace, 5))
+    sealed, copytree = checkpoint(workspace, 10), shutil.copytree
+
+    def torn(source, target, **options):
+        copytree(source, target, **options)
+        if (
+            Path(target).name
+            == {"while it is read": "checkpoint-10", "while it is written": "partial-checkpoint-10"}[moment]
+        ):
+            (Path(target) / "adapter_model.safetensors").write_bytes(b"weights 11")
+
+    monkeypatch.setattr(copies.shutil, "copytree", torn)
+    out.put(files_of(workspace), sealed)
+    assert (out.made, out.failed) == (1, 1)
+    assert said[-1].startswith("WARNING: checkpoint-10 was not copied to")
+    reason = {
+        "while it is read": "damaged while it was read: adapter_model.safetensors is not what was written",
+        "while it is written": "checkpoint-10 is not what was written when it is read back",
+    }
+    assert reason[moment] in said[-1]
+    assert checkpoints.fault(next((tmp_path / "drive").glob("*/checkpoint-5"))) is None
+    assert not list((tmp_path / "drive").glob("*/checkpoint-10"))
+
+
 def test_bytes_that_the_hub_did_not_keep_are_noticed(tmp_path, hub, monkeypatch):
     said: list[str] = []
     workspace = Workspace(tmp_path / "first")

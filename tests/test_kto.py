@@ -30,6 +30,8 @@ from cai_helpers.training.policy.lora import REFERENCE
 from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.answers import Unpaired, Weights, balance, read_one_sided, unpair
 from cai_helpers.training.rows.pairs import encode_answer, read_rows
+from cai_helpers.training.watch.history import Progress
+from cai_helpers.training.watch.views import OF_ANSWERS, view_of
 from cai_helpers.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each
@@ -297,8 +299,10 @@ def test_a_stopped_run_resumes_into_the_same_weights_bit_for_bit(tiny, trained, 
     with pytest.raises(CaiError, match=f"Stopped by hand at step {stop} of {steps}"):
         train_policy(settings, workspace)
     monkeypatch.setattr(UnpairedTrainer, "training_step", training_step)
-    report = train_policy(settings, workspace)
+    seen: list[Progress] = []
+    report = train_policy(settings, workspace, watch=seen.append)
     assert report.resumed_from == 6
+    assert seen[-1].view is view_of(seen[-1].rows) is OF_ANSWERS
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
     rows, whole_rows = (list(read_jsonl(one.history)) for one in (workspace, whole))
     compared = ("step", "loss", "kl", "eval_loss", "rewards_chosen")

@@ -18,10 +18,13 @@ from cai_helpers.machine.hardware import this_machine
 from cai_helpers.stages.train import train_policy
 from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.training.dpo import PolicyTrainer, build_trainer, check_flight
+from cai_helpers.training.memory_plan import MemoryPlan
 from cai_helpers.training.policy.lora import REFERENCE
 from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.pairs import Fitting, Preferences, encode, keep_fitting, read_rows, revisions
 from cai_helpers.training.sft import SupervisedTrainer, build_supervised, check_supervised
+from cai_helpers.training.watch.history import Progress
+from cai_helpers.training.watch.views import OF_REVISIONS, view_of
 from cai_helpers.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each
@@ -145,8 +148,10 @@ def test_a_stopped_supervised_run_resumes_into_the_same_weights_bit_for_bit(
     with pytest.raises(CaiError, match="Stopped by hand at step 8 of 12"):
         train_policy(settings, workspace)
     monkeypatch.setattr(SupervisedTrainer, "training_step", training_step)
-    report = train_policy(settings, workspace)
+    seen: list[Progress] = []
+    report = train_policy(settings, workspace, watch=seen.append)
     assert report.resumed_from == 6
+    assert seen[-1].view is view_of(seen[-1].rows) is OF_REVISIONS
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
     rows, whole_rows = (list(read_jsonl(one.history)) for one in (workspace, whole))
     assert [(row["step"], row.get("loss")) for row in rows] == [(row["step"], row.get("loss")) for row in whole_rows]
@@ -227,3 +232,44 @@ def test_a_supervised_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monk
     with pytest.raises(CaiError, match="The loss is not finite at step 5"):
         train_policy(sft_settings(tiny), workspace)
     assert not workspace.adapter.exists()
+
+
+def test_an_empty_machine_goes_on_from_the_copies_of_the_supervised_phase_and_fresh_does_not(
+    tiny, tuned, tmp_path, monkeypatch, capsys
+):
+    settings = sft_settings(tiny, copy_to=str(tmp_path / "drive"))
+    training_step = SupervisedTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 8:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "training_step", interrupted)
+        with pytest.raises(CaiError, match="Stopped by hand"):
+            train_policy(settings, make_workspace(tmp_path / "lost"))
+    workspace = make_workspace(tmp_path / "new")
+    report = train_policy(settings, workspace)
+    assert "fetched checkpoint-3, checkpoint-6 from" in capsys.readouterr().out
+    assert (report.resumed_from, report.copies.split(" to ")[0]) == (6, "2 checkpoints copied")
+    assert report.loss_first == tuned[1].loss_first  # the history came along
+    assert same_tensors(adapter_tensors(workspace), adapter_tensors(tuned[0]))
+    assert train_policy(settings, workspace, fresh=True).resumed_from is None
+
+
+@pytest.mark.parametrize(("method", "longest", "sides"), [("sft", 35, 1), ("kto", 37, 1), ("dpo", 37, 2)])
+def test_every_method_plans_its_memory_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, method, longest, sides):
+    planned = []
+
+    def plan(settings, dtype, machine, longest, sides):
+        planned.append((longest, sides))
+        return MemoryPlan(weights=2**40, adapters=0, activations=0, head=0, limit=2**30, device="a card")
+
+    monkeypatch.setattr("cai_helpers.training.run.plan_memory", plan)
+    monkeypatch.setattr("cai_helpers.training.trainer.load_base", lambda *_: pytest.fail("a model was loaded"))
+    workspace = make_workspace(tmp_path)
+    write_jsonl(workspace.one_sided_rows, [])
+    with pytest.raises(CaiError, match="Training does not fit: it takes about 1024.0 of 1.0 GiB on a card"):
+        train_policy(make_settings(tiny, method=method), workspace)
+    assert planned == [(longest, sides)]

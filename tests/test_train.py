@@ -293,6 +293,20 @@ def test_the_best_checkpoint_is_kept_and_becomes_the_adapter(tiny, tmp_path, mon
     assert same_tensors(adapter_tensors(workspace), kept)
 
 
+def test_another_seed_trains_in_another_order_into_another_adapter_and_is_no_resumption(tiny, tmp_path):
+    seeds = {}
+    for seed in (0, 1):
+        settings = make_settings(tiny, epochs=0.5, log_steps=1).model_copy(update={"seed": seed})
+        seeds[seed] = make_workspace(tmp_path / str(seed))
+        train_policy(settings, seeds[seed])
+    first = {seed: next(read_jsonl(workspace.history)) for seed, workspace in seeds.items()}
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], abs=1e-5)  # Stage 2 still, ln 2
+    assert abs(first[0]["logps_chosen"] - first[1]["logps_chosen"]) > 1e-3  # of other pairs
+    assert not same_tensors(adapter_tensors(seeds[0]), adapter_tensors(seeds[1]))
+    with pytest.raises(SettingsChanged, match="seed was 0, now 1"):
+        train_policy(settings, seeds[0])
+
+
 def test_changed_settings_are_refused_with_the_difference_and_fresh_keeps_the_old_results(tiny, tmp_path):
     workspace = make_workspace(tmp_path)
     train_policy(make_settings(tiny, epochs=0.5), workspace)

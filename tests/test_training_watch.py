@@ -22,7 +22,7 @@ from cai_helpers.stages.preflight import check_path
 from cai_helpers.stages.train import train_policy
 from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.training.dpo import PolicyTrainer, _check_ends, training_arguments
-from cai_helpers.training.memory_plan import plan_memory, require_memory
+from cai_helpers.training.memory_plan import plan_memory, require_memory, smaller_batch
 from cai_helpers.training.watch import checkpoints
 from cai_helpers.workspace import Workspace
 
@@ -315,6 +315,30 @@ def test_a_plan_that_is_clearly_too_much_stops_and_one_that_is_tight_says_so(gem
         require_memory(plan(10), settings)
     assert "TIGHT" in require_memory(plan(12.5), settings).line()
     assert "TIGHT" not in require_memory(plan(14.5), settings).line()
+
+
+def test_half_a_batch_is_only_advised_where_the_method_can_have_it():
+    def advice(method: str, batch: int) -> str:
+        return smaller_batch(load_settings("smoke", [f"train.method={method}", f"train.batch_size={batch}"]).train)
+
+    assert [advice("dpo", 1), advice("kto", 2)] == ["", ""]
+    assert advice("dpo", 2).startswith("train.batch_size=1 with")
+    assert advice("kto", 4).startswith("train.batch_size=2 with")
+
+
+def test_a_run_reads_its_history_once_and_not_at_each_row(tiny, tmp_path, monkeypatch):
+    reads = []
+
+    def counted(path):
+        reads.append(path)
+        return read_jsonl(path)
+
+    monkeypatch.setattr("cai_helpers.training.watch.history.read_jsonl", counted)
+    workspace = make_workspace(tmp_path)
+    report = train_policy(make_settings(tiny, log_steps=1, epochs=1), workspace)
+    assert len(reads) == 1  # when training began and the file was cut back to the checkpoint
+    assert report.steps == 6
+    assert len(list(read_jsonl(workspace.history))) == 8
 
 
 @pytest.mark.slow
