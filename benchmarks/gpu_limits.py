@@ -4,7 +4,7 @@
     python benchmarks/gpu_limits.py --gib 14.5 # memory this process may use
 
 1. Reproducibility: share of rows whose sampled text is the same in other batch sizes, fp16 and fp32, embedded model.
-2. fp16 training of the embedded model through `train_dpo`: flight checks, loss, updates skipped by the gradient scaler;
+2. fp16 training of the embedded model through `train_policy`: flight checks, loss, updates skipped by the gradient scaler;
    then the same killed at its first checkpoint and resumed, and how far the weights are apart.
 3. A model of gemma-2b-it's shape with random weights in fp16: tokens/s and peak memory of drafting with the t4 preset's
    batch, milliseconds a pair and peak memory of DPO with the t4 preset on pairs of 512-token sides.
@@ -33,7 +33,7 @@ from cai_helpers.models.sampling import Sampling
 from cai_helpers.prompts.split import load_prompts
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Settings, load_settings
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import write_jsonl
 from cai_helpers.workspace import Workspace
 
@@ -57,7 +57,7 @@ def main() -> None:
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction(min(1.0, options.gib * GIB / total))
     if options.train_only:
-        train_dpo(small("fp16"), Workspace(options.train_only))
+        train_policy(small("fp16"), Workspace(options.train_only))
         return
     print(f"{torch.cuda.get_device_name(0)}, held to {options.gib} GiB, torch {torch.__version__}\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +95,7 @@ def small_training(folder: Path) -> list[tuple[str, str]]:
     whole, killed = Workspace(folder / "whole"), Workspace(folder / "killed")
     for workspace in (whole, killed):
         write_gold(workspace)
-    report = train_dpo(small("fp16"), whole)
+    report = train_policy(small("fp16"), whole)
     command = [sys.executable, __file__, "--train-only", str(killed.root)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while process.poll() is None and not list(killed.checkpoints.glob("checkpoint-*")):
@@ -103,7 +103,7 @@ def small_training(folder: Path) -> list[tuple[str, str]]:
     time.sleep(0.5)
     process.kill()
     process.wait()
-    resumed = train_dpo(small("fp16"), killed)
+    resumed = train_policy(small("fp16"), killed)
     one, two = (load_file(workspace.adapter / "adapter_model.safetensors") for workspace in (whole, killed))
     apart = max((one[name] - two[name]).abs().max().item() for name in one)
     moved = load_file(Path(locate("embedded:stage2")) / "adapter_model.safetensors")
@@ -146,7 +146,7 @@ def gemma_shape(folder: Path) -> list[tuple[str, str]]:
     workspace = Workspace(folder / "gemma")
     write_long_rows(workspace, base)
     torch.cuda.reset_peak_memory_stats()
-    report = train_dpo(settings, workspace)
+    report = train_policy(settings, workspace)
     peak = torch.cuda.max_memory_allocated() / GIB
     milliseconds = 1000 * report.seconds / report.pairs
     longest = f"longest pair side {report.longest} tokens, batch {settings.train.batch_size}"

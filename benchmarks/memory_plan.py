@@ -63,7 +63,7 @@ def main() -> None:
 def plan(shape: Path, batch: int, tokens: int, thrifty: bool) -> float:
     """GiB."""
     changes = [f"models.base={shape}", f"train.batch_size={batch}", f"train.gradient_checkpointing={thrifty}".lower()]
-    return plan_memory(load_settings("t4", changes), "fp16", this_machine(), tokens).total / GIB
+    return plan_memory(load_settings("t4", changes), "fp16", this_machine(), tokens, sides=2).total / GIB
 
 
 def peak(config: PreTrainedConfig, batch: int, words: int, thrifty: bool) -> tuple[float, int]:

@@ -244,7 +244,7 @@ def train(
 ) -> StageReport:
     """Train the LoRA with DPO (or as train.method says): models/lora_adapters/. Exit code 3: too few
     pairs, or refused by --strict."""
-    from cai_helpers.stages.train import train_dpo
+    from cai_helpers.stages.train import train_policy
 
     settings = _with_strict(settings, strict)
     if sweep is not None:
@@ -253,7 +253,7 @@ def train(
         compared, settings = compare(settings, workspace, sweep, fresh)
         show(compared)
         fresh = False  # the sweep has started over, and left what both share
-    report = train_dpo(settings, workspace, fresh)
+    report = train_policy(settings, workspace, fresh)
     workspace.save_settings(settings, section="train")
     return report
 

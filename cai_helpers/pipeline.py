@@ -14,9 +14,7 @@ from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models
 from cai_helpers.stages.export import ExportReport, export_artifacts
 from cai_helpers.stages.generate import GenerateReport, generate_pairs
 from cai_helpers.stages.score import ScoreReport, score_pairs
-from cai_helpers.stages.train import TrainReport, train_dpo
-from cai_helpers.training.kto_phase import KtoReport
-from cai_helpers.training.sft_phase import SftReport
+from cai_helpers.stages.train import Report, train_policy
 from cai_helpers.workspace import Workspace, holds_workspace
 
 
@@ -31,7 +29,7 @@ class RunReport(StageReport):
     score: ScoreReport
     curate: CurateReport
     analyze: AnalyzeReport
-    train: TrainReport | SftReport | KtoReport | None = None
+    train: Report | None = None
     evaluate: EvaluateReport | None = None
     export: ExportReport | None = None
     stopped: str | None = None  # why training refused
@@ -68,7 +66,7 @@ def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
     }
     stopped = None
     try:
-        reports["train"] = train_dpo(settings, workspace)
+        reports["train"] = train_policy(settings, workspace)
         reports["evaluate"] = evaluate_models(settings, workspace)
     except TrainingRefused as refusal:
         stopped = f"{refusal.what} {refusal.todo}"

@@ -13,10 +13,10 @@ from cai_helpers.errors import CaiError
 from cai_helpers.ground import make_folder
 from cai_helpers.schema import Record, StageReport
 from cai_helpers.settings import Settings, Train, change_settings
-from cai_helpers.stages.train import start_over, train_dpo
+from cai_helpers.stages.train import sft_folder, start_over, train_policy
 from cai_helpers.store import write_atomically
+from cai_helpers.training.outcome.dpo import DpoReport
 from cai_helpers.training.policy.reference_store import folder_of, record_of
-from cai_helpers.training.sft_phase import sft_folder
 from cai_helpers.workspace import Workspace, holds_workspace
 
 # Nats a token: 30 for an answer of 200 tokens. On the embedded models, whatever accuracy and margin say, answers to benign
@@ -87,7 +87,10 @@ def sweep(settings: Settings, workspace: Workspace, request: str, fresh: bool = 
     if fresh:
         workspace.archive("sweep", [workspace.root / "sweep"])
         start_over(settings, workspace)
-    runs = [_run(one, workspace, field, value, settings.train.epochs) for one, value in zip(own, values, strict=True)]
+    runs = [
+        _run(changed, workspace, field, value, settings.train.epochs)
+        for changed, value in zip(own, values, strict=True)
+    ]
     report = SweepReport(field=field, runs=runs, chosen=choose(runs).value)
     workspace.note_metrics("sweep", report)
     return report, change_settings(settings, [f"train.{field}={_text(report.chosen)}"])
@@ -141,7 +144,8 @@ def _run(settings: Settings, workspace: Workspace, field: str, value: float, epo
     for done in sorted((workspace.root / "sweep").glob("*=*")):
         share(Workspace(done), space)
     workspace.say("sweep", f"{field}={value:g}, in {space.root}")
-    report = train_dpo(settings, space)
+    report = train_policy(settings, space)
+    assert isinstance(report, DpoReport)  # a sweep of another method was refused
     share(space, workspace)
     return Run(
         value=value,

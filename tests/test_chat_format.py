@@ -17,7 +17,7 @@ from cai_helpers.models.language import load_stage2, load_tokenizer
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Models
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import write_jsonl
 from cai_helpers.training.rows.pairs import encode
 
@@ -213,5 +213,5 @@ def test_training_takes_the_prompts_that_generation_took_thinking_switched_off(t
         write_jsonl(workspace.one_sided_rows, [])
     settings = make_settings(tiny, method=method, epochs=1, sft_epochs=1, batch_size=4)
     settings = settings.model_copy(update={"models": settings.models.model_copy(update={"base": str(base)})})
-    train_dpo(settings, workspace)
+    train_policy(settings, workspace)
     assert json.loads((workspace.adapter / "generation_config.json").read_text())["eos_token_id"] == [EOS, END_OF_TURN]

@@ -19,6 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from cai_helpers.store import write_jsonl
 from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.watch import checkpoints, copies
+from cai_helpers.training.watch.copies import RunFiles
 from cai_helpers.workspace import Workspace
 
 TRUE_API, TRUE_DOWNLOAD = huggingface_hub.HfApi, huggingface_hub.snapshot_download
@@ -34,6 +35,10 @@ def checkpoint(workspace: Workspace, step: int) -> Path:
     write_jsonl(workspace.history, [{"step": number} for number in range(step + 1)])
     reference_of(workspace, "k", pytest.fail).write("train", {"ref_logps": [-1.0, -2.0]})
     return folder
+
+
+def files_of(workspace: Workspace) -> RunFiles:
+    return RunFiles(workspace.checkpoints, workspace.history, workspace)
 
 
 @pytest.fixture
@@ -95,14 +100,14 @@ def test_an_empty_workspace_gets_back_what_the_same_run_has_copied_out(tmp_path,
     first = Workspace(tmp_path / "first")
     out = open_copies(target, said)
     for step in (5, 10):
-        out.put(first, checkpoint(first, step))
+        out.put(files_of(first), checkpoint(first, step))
     checkpoints.rotate(first.checkpoints, best=None, keep=1)
-    out.put(first, checkpoint(first, 15))  # 5 is gone here, so it goes there as well
+    out.put(files_of(first), checkpoint(first, 15))  # 5 is gone here, so it goes there as well
     assert (out.made, out.failed) == (3, 0)
     assert said[-1].endswith("every file compared")
 
     second = Workspace(tmp_path / "second")
-    open_copies(target, said).fetch(second)
+    open_copies(target, said).fetch(files_of(second))
     assert [folder.name for folder in checkpoints.in_order(second.checkpoints)] == ["checkpoint-10", "checkpoint-15"]
     assert checkpoints.newest_good(second.checkpoints, pytest.fail).name == "checkpoint-15"
     assert copies.hash_of(second.checkpoints) == copies.hash_of(first.checkpoints)
@@ -113,10 +118,10 @@ def test_an_empty_workspace_gets_back_what_the_same_run_has_copied_out(tmp_path,
 def test_another_run_and_a_run_that_starts_over_find_nothing(tmp_path, target):
     said: list[str] = []
     workspace = Workspace(tmp_path / "first")
-    open_copies(target, said).put(workspace, checkpoint(workspace, 5))
-    open_copies(target, said, {**FINGERPRINT, "train.beta": 0.3}).fetch(Workspace(tmp_path / "other"))
+    open_copies(target, said).put(files_of(workspace), checkpoint(workspace, 5))
+    open_copies(target, said, {**FINGERPRINT, "train.beta": 0.3}).fetch(files_of(Workspace(tmp_path / "other")))
     open_copies(target, said).set_aside()
-    open_copies(target, said).fetch(Workspace(tmp_path / "fresh"))
+    open_copies(target, said).fetch(files_of(Workspace(tmp_path / "fresh")))
     assert not (tmp_path / "other").exists()
     assert not (tmp_path / "fresh").exists()
 
@@ -124,7 +129,7 @@ def test_another_run_and_a_run_that_starts_over_find_nothing(tmp_path, target):
 def test_what_lies_in_a_folder_is_kept_when_a_run_starts_over(tmp_path):
     workspace = Workspace(tmp_path / "first")
     out = open_copies(str(tmp_path / "drive"), [])
-    out.put(workspace, checkpoint(workspace, 5))
+    out.put(files_of(workspace), checkpoint(workspace, 5))
     out.set_aside()
     [kept] = (tmp_path / "drive").iterdir()
     assert "-until-" in kept.name
@@ -136,10 +141,10 @@ def test_a_damaged_copy_is_not_brought_back(tmp_path):
     workspace = Workspace(tmp_path / "first")
     out = open_copies(str(tmp_path / "drive"), said)
     for step in (5, 10):
-        out.put(workspace, checkpoint(workspace, step))
+        out.put(files_of(workspace), checkpoint(workspace, step))
     next((tmp_path / "drive").glob("*/checkpoint-10/adapter_model.safetensors")).write_bytes(b"weights 11")
     empty = Workspace(tmp_path / "second")
-    out.fetch(empty)
+    out.fetch(files_of(empty))
     assert [folder.name for folder in checkpoints.in_order(empty.checkpoints)] == ["checkpoint-5"]
     assert any("checkpoint-10" in line and "is not what was written" in line for line in said)
 
@@ -148,12 +153,12 @@ def test_an_altered_copy_of_the_reference_is_not_brought_back(tmp_path, target, 
     said: list[str] = []
     workspace = Workspace(tmp_path / "first")
     out = open_copies(target, said)
-    out.put(workspace, checkpoint(workspace, 5))
+    out.put(files_of(workspace), checkpoint(workspace, 5))
     copy = next(tmp_path.glob("drive/*/reference/train.json"), None) or next(hub.rglob("reference/train.json"))
     copy.write_text(copy.read_text().replace("-2.0", "-2.5"))
 
     empty = Workspace(tmp_path / "second")
-    out.fetch(empty)
+    out.fetch(files_of(empty))
     assert checkpoints.newest_good(empty.checkpoints, pytest.fail).name == "checkpoint-5"
     assert reference_of(empty, "k", pytest.fail).read("train") is None
     assert any("copy of the reference's log-probabilities" in one and "not what was written" in one for one in said)
@@ -164,7 +169,7 @@ def test_altered_values_are_not_copied_out(tmp_path):
     workspace = Workspace(tmp_path / "first")
     sealed = checkpoint(workspace, 5)
     (workspace.checkpoints / "reference" / "train.json").write_text("{}")
-    open_copies(str(tmp_path / "drive"), said).put(workspace, sealed)
+    open_copies(str(tmp_path / "drive"), said).put(files_of(workspace), sealed)
     assert not list((tmp_path / "drive").rglob("reference*"))
     assert said[0] == ("WARNING: the reference's log-probabilities are not copied: train.json is not what was written")
 
@@ -174,10 +179,39 @@ def test_a_copy_that_fails_is_a_loud_warning_and_no_error(tmp_path, monkeypatch)
     workspace = Workspace(tmp_path / "first")
     (tmp_path / "drive").write_text("a file where a folder should be")
     out = open_copies(str(tmp_path / "drive"), said)
-    out.put(workspace, checkpoint(workspace, 5))
+    out.put(files_of(workspace), checkpoint(workspace, 5))
     assert (out.made, out.failed) == (0, 1)
     assert said[0].startswith("WARNING: checkpoint-5 was not copied to")
     assert out.line().endswith("1 FAILED")
+
+
+@pytest.mark.parametrize("moment", ["while it is read", "while it is written"])
+def test_a_checkpoint_that_changes_on_its_way_is_no_copy_and_the_one_before_it_stays(tmp_path, monkeypatch, moment):
+    said: list[str] = []
+    workspace = Workspace(tmp_path / "first")
+    out = open_copies(str(tmp_path / "drive"), said)
+    out.put(files_of(workspace), checkpoint(workspace, 5))
+    sealed, copytree = checkpoint(workspace, 10), shutil.copytree
+
+    def torn(source, target, **options):
+        copytree(source, target, **options)
+        if (
+            Path(target).name
+            == {"while it is read": "checkpoint-10", "while it is written": "partial-checkpoint-10"}[moment]
+        ):
+            (Path(target) / "adapter_model.safetensors").write_bytes(b"weights 11")
+
+    monkeypatch.setattr(copies.shutil, "copytree", torn)
+    out.put(files_of(workspace), sealed)
+    assert (out.made, out.failed) == (1, 1)
+    assert said[-1].startswith("WARNING: checkpoint-10 was not copied to")
+    reason = {
+        "while it is read": "damaged while it was read: adapter_model.safetensors is not what was written",
+        "while it is written": "checkpoint-10 is not what was written when it is read back",
+    }
+    assert reason[moment] in said[-1]
+    assert checkpoints.fault(next((tmp_path / "drive").glob("*/checkpoint-5"))) is None
+    assert not list((tmp_path / "drive").glob("*/checkpoint-10"))
 
 
 def test_bytes_that_the_hub_did_not_keep_are_noticed(tmp_path, hub, monkeypatch):
@@ -190,7 +224,7 @@ def test_bytes_that_the_hub_did_not_keep_are_noticed(tmp_path, hub, monkeypatch)
         next((hub / repo_id).rglob("trainer_state.json")).write_text("{}")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "create_commit", torn)
-    open_copies("hub:me/runs", said).put(workspace, checkpoint(workspace, 5))
+    open_copies("hub:me/runs", said).put(files_of(workspace), checkpoint(workspace, 5))
     assert "trainer_state.json on the Hub is not what was sent" in said[0]
 
 

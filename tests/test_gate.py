@@ -8,7 +8,7 @@ from cai_helpers.cli import app
 from cai_helpers.errors import TrainingRefused
 from cai_helpers.schema import ScoredPair, Target
 from cai_helpers.settings import Curate, load_settings
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import write_json, write_jsonl
 
 
@@ -99,7 +99,7 @@ def test_training_warns_of_a_missed_target_and_under_strict_refuses(workspace, c
     gate_lines = list(gate(rows(100, revised_score=0.2)).values())
     curated_with(workspace, gate_lines)
     with pytest.raises(TrainingRefused, match=r"fall short in: mean delta \+0.20 .*aim > \+0.5") as refusal:
-        train_dpo(load_settings("smoke", ["curate.strict=true"]), workspace)
+        train_policy(load_settings("smoke", ["curate.strict=true"]), workspace)
     assert refusal.value.exit_code == 3
     assert "without --strict" in refusal.value.todo
     assert "WARNING: gate: mean delta: FALLS SHORT" in capsys.readouterr().out

@@ -15,7 +15,7 @@ from cai_helpers import ground
 from cai_helpers.cli import app
 from cai_helpers.curation.overrides import append_override
 from cai_helpers.errors import WorkspaceVanished
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import JsonlStore, read_jsonl, write_json
 from cai_helpers.training.watch.history import TrainingHistory
 from cai_helpers.workspace import Workspace
@@ -38,7 +38,7 @@ def is_untouched(root: Path, replaced: bool) -> bool:
 @pytest.fixture(scope="module")
 def uninterrupted(tiny, tmp_path_factory) -> Workspace:
     workspace = make_workspace(tmp_path_factory.mktemp("uninterrupted"))
-    train_dpo(make_settings(tiny), workspace)
+    train_policy(make_settings(tiny), workspace)
     return workspace
 
 
@@ -71,7 +71,7 @@ def test_training_stops_saves_on_this_machine_and_goes_on_from_there(
     with monkeypatch.context() as patch:
         vanish_in_training(patch, workspace, step, replaced, after)
         with pytest.raises(WorkspaceVanished) as caught:
-            train_dpo(settings, workspace)
+            train_policy(settings, workspace)
     assert is_untouched(workspace.root, replaced)
     assert f"the newest checkpoint in it is {saved}." in caught.value.what
     copy = Path(re.search(r"saved on this machine, in (\S+):", caught.value.what)[1])
@@ -82,7 +82,7 @@ def test_training_stops_saves_on_this_machine_and_goes_on_from_there(
     (tmp_path / "moved").rename(workspace.root)  # the drive is there again
     shutil.copytree(copy, workspace.checkpoints / copy.name)
     ground.forget(workspace.root)  # as a new process
-    train_dpo(settings, workspace)
+    train_policy(settings, workspace)
     assert f"going on from {rescued}" in (workspace.logs / "run.log").read_text()
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(uninterrupted))
 

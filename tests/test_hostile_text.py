@@ -23,6 +23,7 @@ from cai_helpers.schema import PreferenceRow, ScoredPair, Target
 from cai_helpers.store import write_jsonl
 from cai_helpers.training.watch.alarms import Alarm
 from cai_helpers.training.watch.history import Progress
+from cai_helpers.training.watch.views import OF_PAIRS
 
 FIELDS = ("prompt", "draft", "revision", "critique", "principle", "category", "source", "reason")
 NEVER_SHOWN = {"source"}
@@ -209,7 +210,7 @@ def test_settings_and_a_constitution_of_ones_own_stay_text(shown, smoke, tmp_pat
 
 def test_the_live_panel_stays_text():
     alarm = Alarm(step=5, **{field: plant(field) for field in ("name", "threshold", "evidence", "advice")})
-    page = live.render(Progress([], 5, 20, 30.0, [alarm]), plant("log"))
+    page = live.render(Progress([], 5, 20, 30.0, [alarm], OF_PAIRS), plant("log"))
     check_text_only([page], "name", "threshold", "evidence", "advice", "log")
 
 

@@ -22,7 +22,7 @@ from cai_helpers.machine.hardware import this_machine
 from cai_helpers.schema import ScoredPair, UnpairedRow
 from cai_helpers.settings import Train
 from cai_helpers.stages.curate import curate_pairs
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.sweep import sweep
 from cai_helpers.training.kto import UnpairedTrainer, build_kto, check_kto
@@ -30,6 +30,8 @@ from cai_helpers.training.policy.lora import REFERENCE
 from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.answers import Unpaired, Weights, balance, read_one_sided, unpair
 from cai_helpers.training.rows.pairs import encode_answer, read_rows
+from cai_helpers.training.watch.history import Progress
+from cai_helpers.training.watch.views import OF_ANSWERS, view_of
 from cai_helpers.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each
@@ -92,7 +94,7 @@ def make_trainer(settings, workspace: Workspace, data: Unpaired) -> UnpairedTrai
 def trained(tiny, tmp_path_factory):
     """An uninterrupted run, to be looked at and not changed."""
     workspace = kto_workspace(tmp_path_factory.mktemp("kto"))
-    return workspace, train_dpo(kto_settings(tiny), workspace)
+    return workspace, train_policy(kto_settings(tiny), workspace)
 
 
 LOOP = "and so on " * 40
@@ -285,7 +287,7 @@ def test_a_stopped_run_resumes_into_the_same_weights_bit_for_bit(tiny, trained, 
     whole, workspace = trained[0], kto_workspace(tmp_path / "stopped")
     if fresh_adapter:
         whole = kto_workspace(tmp_path / "whole")
-        train_dpo(settings, whole)
+        train_policy(settings, whole)
     training_step = UnpairedTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
@@ -295,10 +297,12 @@ def test_a_stopped_run_resumes_into_the_same_weights_bit_for_bit(tiny, trained, 
 
     monkeypatch.setattr(UnpairedTrainer, "training_step", interrupted)
     with pytest.raises(CaiError, match=f"Stopped by hand at step {stop} of {steps}"):
-        train_dpo(settings, workspace)
+        train_policy(settings, workspace)
     monkeypatch.setattr(UnpairedTrainer, "training_step", training_step)
-    report = train_dpo(settings, workspace)
+    seen: list[Progress] = []
+    report = train_policy(settings, workspace, watch=seen.append)
     assert report.resumed_from == 6
+    assert seen[-1].view is view_of(seen[-1].rows) is OF_ANSWERS
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
     rows, whole_rows = (list(read_jsonl(one.history)) for one in (workspace, whole))
     compared = ("step", "loss", "kl", "eval_loss", "rewards_chosen")
@@ -309,12 +313,12 @@ def test_a_stopped_run_resumes_into_the_same_weights_bit_for_bit(tiny, trained, 
 
 def test_a_finished_run_is_not_repeated_and_other_one_sided_rows_are_noticed(tiny, trained, capsys):
     workspace, report = trained
-    assert train_dpo(kto_settings(tiny), workspace) == report
+    assert train_policy(kto_settings(tiny), workspace) == report
     assert "nothing to do" in capsys.readouterr().out
     before = workspace.one_sided_rows.read_bytes()
     write_jsonl(workspace.one_sided_rows, [one_sided_row(1)])
     with pytest.raises(CaiError, match="input one-sided rows was"):
-        train_dpo(kto_settings(tiny), workspace)
+        train_policy(kto_settings(tiny), workspace)
     workspace.one_sided_rows.write_bytes(before)
 
 
@@ -326,4 +330,4 @@ def test_what_kto_cannot_do_is_said_in_the_users_words(tiny, tmp_path):
     with pytest.raises(CaiError, match="train.method=kto learns each answer by itself"):
         sweep(kto_settings(tiny), make_workspace(tmp_path), "beta=0.1,0.2")
     with pytest.raises(CaiError, match="one_sided.jsonl does not exist yet: it is made by the curate stage"):
-        train_dpo(kto_settings(tiny), make_workspace(tmp_path))
+        train_policy(kto_settings(tiny), make_workspace(tmp_path))

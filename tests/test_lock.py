@@ -84,11 +84,11 @@ def test_every_stage_is_refused_while_another_process_writes(smoke, workspace):
     from cai_helpers.stages.generate import generate_pairs
     from cai_helpers.stages.preflight import check_path
     from cai_helpers.stages.score import score_pairs
-    from cai_helpers.stages.train import train_dpo
+    from cai_helpers.stages.train import train_policy
     from cai_helpers.sweep import sweep
 
     stages = [run_stage3, analyze_pairs, compare_protocols, calibrate_scorer, curate_pairs, evaluate_models]
-    stages += [export_artifacts, generate_pairs, check_path, score_pairs, train_dpo]
+    stages += [export_artifacts, generate_pairs, check_path, score_pairs, train_policy]
     with another_process(workspace.root) as other:
         for stage in stages:
             with pytest.raises(WorkspaceInUse, match=f"process {other.pid} on "):

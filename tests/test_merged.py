@@ -14,7 +14,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.settings import Settings, Train
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.training.dpo import PolicyTrainer
 from cai_helpers.training.policy.lora import fresh_lora, restore_policy, save_policy
 from cai_helpers.training.policy.merged import merge_stage2
@@ -149,7 +149,7 @@ def test_on_the_embedded_models_the_export_is_the_trained_policy_and_a_stopped_r
         train=small,
     )
     whole, workspace = make_workspace(tmp_path / "whole"), make_workspace(tmp_path / "stopped")
-    report = train_dpo(settings, whole)
+    report = train_policy(settings, whole)
     assert report.loss_first == pytest.approx(0.6931, abs=1e-4)
     assert report.margin_last > 0.05
     assert "embedded:chat with Stage 2 merged in (rounding moved logits by up to " in report.reference
@@ -177,15 +177,15 @@ def test_on_the_embedded_models_the_export_is_the_trained_policy_and_a_stopped_r
 
     monkeypatch.setattr(PolicyTrainer, "training_step", interrupted)
     with pytest.raises(CaiError, match="Stopped by hand at step 5 of 6"):
-        train_dpo(settings, workspace)
+        train_policy(settings, workspace)
     monkeypatch.undo()
-    assert train_dpo(settings, workspace).resumed_from == 4
+    assert train_policy(settings, workspace).resumed_from == 4
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 
 
 def test_without_a_stage_2_a_fresh_adapter_is_what_there_is_anyway(tiny, tmp_path):
     workspace = make_workspace(tmp_path)
-    report = train_dpo(make_settings(tiny, adapter=False, epochs=0.5, fresh_adapter=True), workspace)
+    report = train_policy(make_settings(tiny, adapter=False, epochs=0.5, fresh_adapter=True), workspace)
     assert report.reference == f"the base model {tiny / 'base'}, with the new LoRA switched off"
     assert {tensor.shape[0] for name, tensor in adapter_tensors(workspace).items() if "lora_A" in name} == {16}
 
@@ -194,7 +194,7 @@ def test_a_base_in_half_precision_starts_at_ln_2_on_what_was_merged(tiny, tmp_pa
     """Rounding moves policy and reference alike, so the reference stays exact; the export is off by that rounding."""
     workspace = make_workspace(tmp_path)
     settings = make_settings(tiny, dtype="bf16", epochs=1, fresh_adapter=True, lora_dropout=0)
-    report = train_dpo(settings, workspace)
+    report = train_policy(settings, workspace)
     assert report.loss_first == pytest.approx(0.6931, abs=1e-3)
     assert report.loss_last < 0.69
     assert {tensor.dtype for tensor in adapter_tensors(workspace).values()} == {torch.float32}

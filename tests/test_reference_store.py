@@ -11,7 +11,7 @@ from test_kto import kto_settings, kto_workspace
 from tiny_run import adapter_tensors, make_settings, make_workspace, same_tensors
 
 from cai_helpers.errors import CaiError
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.training.policy.reference_store import fault, record_of, reference_of
 from cai_helpers.training.trainer import PolicyTraining
 from cai_helpers.workspace import Workspace
@@ -25,7 +25,7 @@ SAID = "WARNING: the reference's log-probabilities are computed again: "
 def whole(tiny, tmp_path_factory) -> Workspace:
     """An uninterrupted run of 12 steps."""
     workspace = make_workspace(tmp_path_factory.mktemp("whole"))
-    train_dpo(make_settings(tiny), workspace)
+    train_policy(make_settings(tiny), workspace)
     return workspace
 
 
@@ -48,7 +48,7 @@ def stopped(tiny, tmp_path_factory) -> Workspace:
     with pytest.MonkeyPatch.context() as patch:
         stop(patch, 8)
         with pytest.raises(CaiError, match="Stopped by hand at step 8"):
-            train_dpo(make_settings(tiny, copy_to=str(root / "drive")), workspace)
+            train_policy(make_settings(tiny, copy_to=str(root / "drive")), workspace)
     return workspace
 
 
@@ -83,7 +83,7 @@ def test_a_resumed_run_computes_damaged_values_again_and_ends_with_the_same_adap
 ):
     workspace = Workspace(shutil.copytree(stopped.root, tmp_path / "copy"))
     damage(workspace.root / file)
-    assert train_dpo(make_settings(tiny), workspace).resumed_from == 6
+    assert train_policy(make_settings(tiny), workspace).resumed_from == 6
     assert f"{SAID}{reason}" in capsys.readouterr().out
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
     assert (workspace.checkpoints / "reference" / "train.json").read_bytes() == (
@@ -95,7 +95,7 @@ def test_the_first_start_does_not_believe_values_that_lie_there(tiny, whole, tmp
     workspace = make_workspace(tmp_path)
     shutil.copytree(whole.checkpoints / "reference", workspace.checkpoints / "reference")
     alter(workspace.checkpoints / "reference" / "train.json")
-    train_dpo(make_settings(tiny), workspace)
+    train_policy(make_settings(tiny), workspace)
     assert f"{SAID}train.json is in no record of this run" in capsys.readouterr().out
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 
@@ -106,7 +106,7 @@ def test_an_altered_copy_is_not_used_and_an_empty_machine_ends_with_the_same_ada
     shutil.copytree(stopped.root.parent / "drive", tmp_path / "drive")
     alter(next((tmp_path / "drive").glob("*/reference/train.json")))
     workspace = make_workspace(tmp_path / "new")
-    assert train_dpo(make_settings(tiny, copy_to=str(tmp_path / "drive")), workspace).resumed_from == 6
+    assert train_policy(make_settings(tiny, copy_to=str(tmp_path / "drive")), workspace).resumed_from == 6
     assert "is not used: train.json is not what was written" in capsys.readouterr().out
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 
@@ -119,20 +119,20 @@ def test_an_empty_machine_takes_the_values_of_the_copy_and_computes_none(tiny, w
         raise AssertionError("computed again")
 
     monkeypatch.setattr("trl.DPOTrainer._precompute_ref_logps", refuse)
-    assert train_dpo(make_settings(tiny, copy_to=str(tmp_path / "drive")), workspace).resumed_from == 6
+    assert train_policy(make_settings(tiny, copy_to=str(tmp_path / "drive")), workspace).resumed_from == 6
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 
 
 def test_kto_computes_altered_values_again_too(tiny, tmp_path, capsys):
     settings = kto_settings(tiny, epochs=1)
     whole, workspace = kto_workspace(tmp_path / "whole"), kto_workspace(tmp_path / "altered")
-    train_dpo(settings, whole)
+    train_policy(settings, whole)
     with pytest.MonkeyPatch.context() as patch:
         stop(patch, 7)
         with pytest.raises(CaiError, match="Stopped by hand at step 7"):
-            train_dpo(settings, workspace)
+            train_policy(settings, workspace)
     alter(workspace.checkpoints / "reference" / "train.json")
-    train_dpo(settings, workspace)
+    train_policy(settings, workspace)
     assert f"{SAID}train.json is not what was written" in capsys.readouterr().out
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 

@@ -15,14 +15,16 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_helpers.errors import CaiError, SettingsChanged
 from cai_helpers.machine.hardware import this_machine
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import read_jsonl, write_jsonl
-from cai_helpers.training.checks import check_flight
-from cai_helpers.training.dpo import PolicyTrainer, build_trainer
+from cai_helpers.training.dpo import PolicyTrainer, build_trainer, check_flight
+from cai_helpers.training.memory_plan import MemoryPlan
 from cai_helpers.training.policy.lora import REFERENCE
 from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.pairs import Fitting, Preferences, encode, keep_fitting, read_rows, revisions
 from cai_helpers.training.sft import SupervisedTrainer, build_supervised, check_supervised
+from cai_helpers.training.watch.history import Progress
+from cai_helpers.training.watch.views import OF_REVISIONS, view_of
 from cai_helpers.workspace import Workspace
 
 pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each
@@ -43,7 +45,7 @@ def supervised(tiny, workspace: Workspace, **train) -> SupervisedTrainer:
 def tuned(tiny, tmp_path_factory):
     """An uninterrupted supervised run of 12 steps, to be looked at and not changed."""
     workspace = make_workspace(tmp_path_factory.mktemp("tuned"))
-    return workspace, train_dpo(sft_settings(tiny), workspace)
+    return workspace, train_policy(sft_settings(tiny), workspace)
 
 
 def test_a_supervised_run_learns_reports_and_leaves_an_adapter_for_the_original_base(tiny, tuned):
@@ -72,10 +74,10 @@ def test_a_supervised_run_learns_reports_and_leaves_an_adapter_for_the_original_
 
 def test_a_finished_supervised_run_is_not_repeated_and_another_method_is_refused(tiny, tuned, capsys):
     workspace, report = tuned
-    assert train_dpo(sft_settings(tiny), workspace) == report
+    assert train_policy(sft_settings(tiny), workspace) == report
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(SettingsChanged, match=r"train\.method was 'sft', now 'dpo'"):
-        train_dpo(sft_settings(tiny, method="dpo"), workspace)
+        train_policy(sft_settings(tiny, method="dpo"), workspace)
 
 
 def test_loss_and_gradient_are_the_mean_over_answer_tokens_and_no_other(tiny, tmp_path):
@@ -134,7 +136,7 @@ def test_a_stopped_supervised_run_resumes_into_the_same_weights_bit_for_bit(
     whole, workspace = tuned[0], make_workspace(tmp_path / "stopped")
     if fresh_adapter:
         whole = make_workspace(tmp_path / "whole")
-        train_dpo(settings, whole)
+        train_policy(settings, whole)
     training_step = SupervisedTrainer.training_step
 
     def interrupted(self, *args, **kwargs):
@@ -144,10 +146,12 @@ def test_a_stopped_supervised_run_resumes_into_the_same_weights_bit_for_bit(
 
     monkeypatch.setattr(SupervisedTrainer, "training_step", interrupted)
     with pytest.raises(CaiError, match="Stopped by hand at step 8 of 12"):
-        train_dpo(settings, workspace)
+        train_policy(settings, workspace)
     monkeypatch.setattr(SupervisedTrainer, "training_step", training_step)
-    report = train_dpo(settings, workspace)
+    seen: list[Progress] = []
+    report = train_policy(settings, workspace, watch=seen.append)
     assert report.resumed_from == 6
+    assert seen[-1].view is view_of(seen[-1].rows) is OF_REVISIONS
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
     rows, whole_rows = (list(read_jsonl(one.history)) for one in (workspace, whole))
     assert [(row["step"], row.get("loss")) for row in rows] == [(row["step"], row.get("loss")) for row in whole_rows]
@@ -168,10 +172,10 @@ def test_dpo_after_it_starts_from_it_and_has_it_as_its_reference(tiny, tmp_path,
 
     monkeypatch.setattr(PolicyTrainer, "training_step", interrupted)
     with pytest.raises(CaiError, match="Stopped by hand at step 4 of 6"):
-        train_dpo(settings, workspace)
+        train_policy(settings, workspace)
     monkeypatch.setattr(PolicyTrainer, "training_step", training_step)
     capsys.readouterr()
-    report = train_dpo(settings, workspace)
+    report = train_policy(settings, workspace)
     assert "sft: complete since" in capsys.readouterr().out  # the supervised phase is not made again
     assert report.resumed_from == 3
     assert (report.sft.steps, report.steps) == (12, 6)
@@ -195,13 +199,13 @@ def test_a_frozen_copy_that_is_not_the_supervised_result_is_caught(tiny, tuned, 
     tokenizer = AutoTokenizer.from_pretrained(tiny / "base")
     trainer = build_trainer(
         settings, workspace.checkpoints, rows, held_out, tokenizer, "fp32", this_machine(),
-        reference_of(workspace, "key", print), tuned[0].checkpoints / "sft" / "adapter",
+        reference_of(workspace, "key", print), tuned[0].adapter,
     )  # fmt: skip
     data = Preferences(Fitting(rows, 0, 37), Fitting(held_out, 0, 37))
     checks = dict(check_flight(trainer, settings.models, data))
     assert "a frozen copy of the supervised result" in checks["reference"]
     next(parameter for name, parameter in trainer.model.named_parameters() if f".{REFERENCE}." in name).data += 1e-3
-    with pytest.raises(CaiError, match="'ref' in memory is not the one in .*sft/adapter"):
+    with pytest.raises(CaiError, match="'ref' in memory is not the one in .*lora_adapters"):
         check_flight(trainer, settings.models, data)
 
 
@@ -213,7 +217,7 @@ def test_only_revisions_that_won_are_learned_from(tiny, tmp_path):
     assert [row.id for row in revisions(fitting).rows] == ["row20", "row21", "row22", "row23"]
     write_jsonl(workspace.train_rows, drafts)
     with pytest.raises(CaiError, match="0 winning revisions to learn from and 6 held out"):
-        train_dpo(sft_settings(tiny), workspace)
+        train_policy(sft_settings(tiny), workspace)
 
 
 def test_a_supervised_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monkeypatch):
@@ -226,5 +230,46 @@ def test_a_supervised_loss_that_is_not_finite_stops_the_run(tiny, tmp_path, monk
     monkeypatch.setattr(SupervisedTrainer, "compute_loss", broken)
     workspace = make_workspace(tmp_path)
     with pytest.raises(CaiError, match="The loss is not finite at step 5"):
-        train_dpo(sft_settings(tiny), workspace)
+        train_policy(sft_settings(tiny), workspace)
     assert not workspace.adapter.exists()
+
+
+def test_an_empty_machine_goes_on_from_the_copies_of_the_supervised_phase_and_fresh_does_not(
+    tiny, tuned, tmp_path, monkeypatch, capsys
+):
+    settings = sft_settings(tiny, copy_to=str(tmp_path / "drive"))
+    training_step = SupervisedTrainer.training_step
+
+    def interrupted(self, *args, **kwargs):
+        if self.state.global_step == 8:
+            raise KeyboardInterrupt
+        return training_step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SupervisedTrainer, "training_step", interrupted)
+        with pytest.raises(CaiError, match="Stopped by hand"):
+            train_policy(settings, make_workspace(tmp_path / "lost"))
+    workspace = make_workspace(tmp_path / "new")
+    report = train_policy(settings, workspace)
+    assert "fetched checkpoint-3, checkpoint-6 from" in capsys.readouterr().out
+    assert (report.resumed_from, report.copies.split(" to ")[0]) == (6, "2 checkpoints copied")
+    assert report.loss_first == tuned[1].loss_first  # the history came along
+    assert same_tensors(adapter_tensors(workspace), adapter_tensors(tuned[0]))
+    assert train_policy(settings, workspace, fresh=True).resumed_from is None
+
+
+@pytest.mark.parametrize(("method", "longest", "sides"), [("sft", 35, 1), ("kto", 37, 1), ("dpo", 37, 2)])
+def test_every_method_plans_its_memory_before_a_model_is_loaded(tiny, tmp_path, monkeypatch, method, longest, sides):
+    planned = []
+
+    def plan(settings, dtype, machine, longest, sides):
+        planned.append((longest, sides))
+        return MemoryPlan(weights=2**40, adapters=0, activations=0, head=0, limit=2**30, device="a card")
+
+    monkeypatch.setattr("cai_helpers.training.run.plan_memory", plan)
+    monkeypatch.setattr("cai_helpers.training.trainer.load_base", lambda *_: pytest.fail("a model was loaded"))
+    workspace = make_workspace(tmp_path)
+    write_jsonl(workspace.one_sided_rows, [])
+    with pytest.raises(CaiError, match="Training does not fit: it takes about 1024.0 of 1.0 GiB on a card"):
+        train_policy(make_settings(tiny, method=method), workspace)
+    assert planned == [(longest, sides)]

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_helpers.errors import CaiError, NotEnoughPairs, SettingsChanged
 from cai_helpers.schema import PreferenceRow
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import read_jsonl, write_json, write_jsonl
 from cai_helpers.training.dpo import PolicyTrainer
 from cai_helpers.training.policy.lora import REFERENCE
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.usefixtures("no_training_picture")  # a second each
 def trained(tiny, tmp_path_factory):
     """One uninterrupted run of 12 steps that the tests look at, and must not change."""
     workspace = make_workspace(tmp_path_factory.mktemp("trained"))
-    return workspace, train_dpo(make_settings(tiny), workspace)
+    return workspace, train_policy(make_settings(tiny), workspace)
 
 
 def test_a_run_learns_and_reports_what_it_did(trained):
@@ -75,7 +75,7 @@ def test_history_has_a_row_for_each_logging_step_and_each_evaluation(trained):
 def test_a_finished_run_is_not_repeated(tiny, trained):
     workspace, report = trained
     before = workspace.history.stat().st_mtime_ns
-    assert train_dpo(make_settings(tiny, log_steps=7), workspace) == report  # how often it speaks changes nothing
+    assert train_policy(make_settings(tiny, log_steps=7), workspace) == report  # how often it speaks changes nothing
     assert workspace.history.stat().st_mtime_ns == before
 
 
@@ -188,7 +188,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_train
 from cai_helpers.training.dpo import PolicyTrainer
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.workspace import Workspace
 
 training_step = PolicyTrainer.training_step
@@ -197,7 +197,7 @@ def die(self, *args, **kwargs):
         os._exit(9)
     return training_step(self, *args, **kwargs)
 PolicyTrainer.training_step = die
-train_dpo(test_train.make_settings(Path({tiny!r})), Workspace({root!r}))
+train_policy(test_train.make_settings(Path({tiny!r})), Workspace({root!r}))
 """
 
 
@@ -217,7 +217,7 @@ def killed(tiny, tmp_path_factory) -> Path:
 def test_a_killed_run_resumes_into_the_same_weights_bit_for_bit(tiny, trained, killed, tmp_path):
     workspace = Workspace(shutil.copytree(killed, tmp_path / "copy"))
     whole, expected = trained
-    report = train_dpo(make_settings(tiny), workspace)
+    report = train_policy(make_settings(tiny), workspace)
     assert report.resumed_from == 6
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
     rows, whole_rows = list(read_jsonl(workspace.history)), list(read_jsonl(whole.history))
@@ -231,7 +231,7 @@ def test_a_killed_run_resumes_into_the_same_weights_bit_for_bit(tiny, trained, k
 def test_a_fresh_lora_with_dropout_resumes_into_the_same_weights_too(tiny, tmp_path, monkeypatch):
     whole, workspace = make_workspace(tmp_path / "whole"), make_workspace(tmp_path / "killed")
     settings = make_settings(tiny, adapter=False, lora_dropout=0.2, epochs=1)
-    report = train_dpo(settings, whole)
+    report = train_policy(settings, whole)
     assert report.reference == f"the base model {tiny / 'base'}, with the new LoRA switched off"
 
     training_step = PolicyTrainer.training_step
@@ -243,9 +243,9 @@ def test_a_fresh_lora_with_dropout_resumes_into_the_same_weights_too(tiny, tmp_p
 
     monkeypatch.setattr(PolicyTrainer, "training_step", interrupted)
     with pytest.raises(CaiError, match="Stopped by hand at step 4 of 6"):
-        train_dpo(settings, workspace)
+        train_policy(settings, workspace)
     monkeypatch.undo()
-    assert train_dpo(settings, workspace).resumed_from == 3
+    assert train_policy(settings, workspace).resumed_from == 3
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 
 
@@ -256,7 +256,7 @@ def test_a_damaged_checkpoint_is_skipped_and_the_result_is_the_same(tiny, traine
     content[-1] ^= 1
     weights.write_bytes(content)
 
-    assert train_dpo(make_settings(tiny), workspace).resumed_from == 3
+    assert train_policy(make_settings(tiny), workspace).resumed_from == 3
     assert "checkpoint-6 is not used: adapter_model.safetensors is not what was written" in capsys.readouterr().out
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(trained[0]))
 
@@ -264,10 +264,10 @@ def test_a_damaged_checkpoint_is_skipped_and_the_result_is_the_same(tiny, traine
 def test_a_lost_adapter_is_written_again_without_training(tiny, tmp_path, capsys):
     workspace = make_workspace(tmp_path)
     settings = make_settings(tiny, epochs=0.5)
-    first = train_dpo(settings, workspace)
+    first = train_policy(settings, workspace)
     before = adapter_tensors(workspace)
     (workspace.adapter / "adapter_model.safetensors").unlink()
-    again = train_dpo(settings, workspace)
+    again = train_policy(settings, workspace)
     assert same_tensors(adapter_tensors(workspace), before)
     assert (again.steps, again.eval_loss, again.resumed_from) == (3, first.eval_loss, 3)
     assert "models/lora_adapters changed or disappeared" in capsys.readouterr().out
@@ -284,7 +284,7 @@ def test_the_best_checkpoint_is_kept_and_becomes_the_adapter(tiny, tmp_path, mon
         return evaluate(self, logs, *args)
 
     monkeypatch.setattr(PolicyTrainer, "log", planted)
-    report = train_dpo(make_settings(tiny, every_steps=2), workspace)
+    report = train_policy(make_settings(tiny, every_steps=2), workspace)
     assert [path.name for path in checkpoints.in_order(workspace.checkpoints)] == [
         "checkpoint-4", "checkpoint-10", "checkpoint-12",
     ]  # fmt: skip
@@ -293,15 +293,29 @@ def test_the_best_checkpoint_is_kept_and_becomes_the_adapter(tiny, tmp_path, mon
     assert same_tensors(adapter_tensors(workspace), kept)
 
 
+def test_another_seed_trains_in_another_order_into_another_adapter_and_is_no_resumption(tiny, tmp_path):
+    seeds = {}
+    for seed in (0, 1):
+        settings = make_settings(tiny, epochs=0.5, log_steps=1).model_copy(update={"seed": seed})
+        seeds[seed] = make_workspace(tmp_path / str(seed))
+        train_policy(settings, seeds[seed])
+    first = {seed: next(read_jsonl(workspace.history)) for seed, workspace in seeds.items()}
+    assert first[0]["loss"] == pytest.approx(first[1]["loss"], abs=1e-5)  # Stage 2 still, ln 2
+    assert abs(first[0]["logps_chosen"] - first[1]["logps_chosen"]) > 1e-3  # of other pairs
+    assert not same_tensors(adapter_tensors(seeds[0]), adapter_tensors(seeds[1]))
+    with pytest.raises(SettingsChanged, match="seed was 0, now 1"):
+        train_policy(settings, seeds[0])
+
+
 def test_changed_settings_are_refused_with_the_difference_and_fresh_keeps_the_old_results(tiny, tmp_path):
     workspace = make_workspace(tmp_path)
-    train_dpo(make_settings(tiny, epochs=0.5), workspace)
+    train_policy(make_settings(tiny, epochs=0.5), workspace)
     with pytest.raises(SettingsChanged, match=r"train\.beta was 0\.1, now 0\.3"):
-        train_dpo(make_settings(tiny, epochs=0.5, beta=0.3), workspace)
+        train_policy(make_settings(tiny, epochs=0.5, beta=0.3), workspace)
     write_jsonl(workspace.eval_rows, map(preference_row, range(100, 105)))
     with pytest.raises(SettingsChanged, match="input eval rows was"):
-        train_dpo(make_settings(tiny, epochs=0.5), workspace)
-    train_dpo(make_settings(tiny, epochs=0.5, beta=0.3), workspace, fresh=True)
+        train_policy(make_settings(tiny, epochs=0.5), workspace)
+    train_policy(make_settings(tiny, epochs=0.5, beta=0.3), workspace, fresh=True)
     archive = next((workspace.root / "archive").iterdir())
     assert (archive / "models" / "lora_adapters" / "adapter_model.safetensors").exists()
     assert (archive / "checkpoints" / "checkpoint-3" / "complete.json").exists()
@@ -312,13 +326,13 @@ def test_too_few_pairs_are_refused_with_the_counts_and_the_reasons(tiny, tmp_pat
     write_json(workspace.curation_stats, {"kept": 7, "dropped": {"unparsed": 41, "identical": 16}})
     counts = "7 usable pairs.*min_pairs = 10, 41 dropped as unparsed, 16 dropped as identical"
     with pytest.raises(NotEnoughPairs, match=counts):
-        train_dpo(make_settings(tiny), workspace)
+        train_policy(make_settings(tiny), workspace)
     assert not workspace.checkpoints.exists()
 
 
 def test_training_before_curation_names_the_stage_that_is_missing(tiny, tmp_path):
     with pytest.raises(CaiError, match="made by the curate stage"):
-        train_dpo(make_settings(tiny), Workspace(tmp_path))
+        train_policy(make_settings(tiny), Workspace(tmp_path))
 
 
 def test_pairs_that_would_be_cut_are_left_out_and_counted(tiny, tmp_path):
@@ -330,7 +344,7 @@ def test_pairs_that_would_be_cut_are_left_out_and_counted(tiny, tmp_path):
     fitting = keep_fitting(rows, tokenizer, 36)
     assert (len(fitting.rows), fitting.too_long, fitting.longest) == (18, 6, 24)
     with pytest.raises(NotEnoughPairs, match="22 usable pairs.*8 are longer than train.max_length = 32 tokens"):
-        train_dpo(make_settings(tiny, min_pairs=30, max_length=32), workspace)
+        train_policy(make_settings(tiny, min_pairs=30, max_length=32), workspace)
 
 
 def test_a_pair_of_equal_sides_is_refused(tiny):
@@ -350,7 +364,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_good_checkpoints(tin
 
     monkeypatch.setattr(PolicyTrainer, "compute_loss", broken)
     with pytest.raises(CaiError, match="The loss is not finite at step 5.*(?s:.*)Halve train.learning_rate"):
-        train_dpo(make_settings(tiny), workspace)
+        train_policy(make_settings(tiny), workspace)
     [left] = checkpoints.in_order(workspace.checkpoints)
     assert (left.name, checkpoints.fault(left)) == ("checkpoint-3", None)
     assert not workspace.adapter.exists()
@@ -361,32 +375,32 @@ def test_running_out_of_memory_says_what_to_change(tiny, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(PolicyTrainer, "training_step", exhausted)
-    with pytest.raises(CaiError, match="train.batch_size=1 and train.accumulation=4"):
-        train_dpo(make_settings(tiny), make_workspace(tmp_path))
+    with pytest.raises(CaiError, match="train.batch_size=1 with train.accumulation=4"):
+        train_policy(make_settings(tiny), make_workspace(tmp_path))
 
 
 def test_gradient_checkpointing_changes_no_weight(tiny, tmp_path):
     plain, thrifty = make_workspace(tmp_path / "plain"), make_workspace(tmp_path / "thrifty")
-    train_dpo(make_settings(tiny, epochs=0.5), plain)
-    train_dpo(make_settings(tiny, epochs=0.5, gradient_checkpointing=True), thrifty)
+    train_policy(make_settings(tiny, epochs=0.5), plain)
+    train_policy(make_settings(tiny, epochs=0.5, gradient_checkpointing=True), thrifty)
     assert same_tensors(adapter_tensors(thrifty), adapter_tensors(plain))
 
 
 def test_a_base_in_half_precision_trains_a_lora_in_fp32(tiny, tmp_path):
     workspace = make_workspace(tmp_path)
-    report = train_dpo(make_settings(tiny, dtype="bf16", epochs=1), workspace)
+    report = train_policy(make_settings(tiny, dtype="bf16", epochs=1), workspace)
     assert {tensor.dtype for tensor in adapter_tensors(workspace).values()} == {torch.float32}
     assert report.loss_first == pytest.approx(math.log(2), abs=1e-3)
     assert report.loss_last < 0.69
     with pytest.raises(CaiError, match="fp16 training needs a GPU"):
-        train_dpo(make_settings(tiny, dtype="fp16"), make_workspace(tmp_path / "fp16"))
+        train_policy(make_settings(tiny, dtype="fp16"), make_workspace(tmp_path / "fp16"))
 
 
 def test_a_policy_whose_numbers_are_broken_is_refused(tiny, tmp_path, monkeypatch):
     broken = torch.tensor([math.nan, -1.0]), torch.tensor([-1.0, -1.0])
     monkeypatch.setattr(PolicyTrainer, "compute_ref_log_probs", lambda self, model, inputs: broken)
     with pytest.raises(CaiError, match="log-probabilities that are not finite"):
-        train_dpo(make_settings(tiny), make_workspace(tmp_path))
+        train_policy(make_settings(tiny), make_workspace(tmp_path))
 
 
 def test_the_reference_is_computed_once(tiny, tmp_path, monkeypatch):

@@ -19,11 +19,10 @@ from cai_helpers.machine.hardware import GIB, Machine, this_machine
 from cai_helpers.models.hub import locate
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.preflight import check_path
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import read_jsonl, write_jsonl
-from cai_helpers.training.checks import _check_ends
-from cai_helpers.training.dpo import PolicyTrainer, training_arguments
-from cai_helpers.training.memory_plan import plan_memory, require_memory
+from cai_helpers.training.dpo import PolicyTrainer, _check_ends, training_arguments
+from cai_helpers.training.memory_plan import plan_memory, require_memory, smaller_batch
 from cai_helpers.training.watch import checkpoints
 from cai_helpers.workspace import Workspace
 
@@ -37,7 +36,7 @@ def _no_picture(monkeypatch):
 def whole(tiny, tmp_path_factory) -> Workspace:
     """An uninterrupted run of 12 steps, saved and evaluated every 3."""
     workspace = make_workspace(tmp_path_factory.mktemp("whole"))
-    train_dpo(make_settings(tiny), workspace)
+    train_policy(make_settings(tiny), workspace)
     return workspace
 
 
@@ -60,7 +59,7 @@ sys.path.insert(0, {tests!r})
 import tiny_run
 from cai_helpers.training.watch.history import TrainingHistory
 from cai_helpers.training.dpo import PolicyTrainer
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.workspace import Workspace
 
 saves = operations = 0
@@ -96,7 +95,7 @@ for number in range(4):
         known = Path({root!r}) / "operations"
         total = int(known.read_text()) if known.exists() else 20
         moment = [max(1, round(total * (number + shares.random()) / 4))]
-        train_dpo(tiny_run.make_settings(Path({tiny!r})), Workspace(Path({root!r}) / str(number)))
+        train_policy(tiny_run.make_settings(Path({tiny!r})), Workspace(Path({root!r}) / str(number)))
     shares.random()
     _, status = os.waitpid(child, 0)
     print("signal" if os.WIFSIGNALED(status) else "exit", os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
@@ -121,7 +120,7 @@ def test_killed_at_any_moment_of_a_save_a_run_ends_with_the_same_weights_bit_for
         half = left.exists() and checkpoints.fault(left) is not None
         torn += half
         expected = 6 if left.exists() and not half else 3
-        assert train_dpo(make_settings(tiny), workspace).resumed_from == expected
+        assert train_policy(make_settings(tiny), workspace).resumed_from == expected
         assert (workspace.checkpoints / "damaged-checkpoint-6").exists() == half
         assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
     assert torn >= 2
@@ -133,8 +132,8 @@ def test_stopped_at_any_step_a_run_ends_with_the_same_weights(tiny, whole, tmp_p
     with monkeypatch.context() as patch:
         stop_at(patch, step)
         with pytest.raises(CaiError, match=f"Stopped by hand at step {step} of 12"):
-            train_dpo(make_settings(tiny), workspace)
-    assert train_dpo(make_settings(tiny), workspace).resumed_from == {2: None, 4: 3, 10: 9}[step]
+            train_policy(make_settings(tiny), workspace)
+    assert train_policy(make_settings(tiny), workspace).resumed_from == {2: None, 4: 3, 10: 9}[step]
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 
 
@@ -144,11 +143,11 @@ def test_saving_by_the_clock_changes_nothing_but_where_a_run_goes_on(tiny, whole
     with monkeypatch.context() as patch:
         stop_at(patch, 5)
         with pytest.raises(CaiError, match="Stopped by hand at step 5"):
-            train_dpo(settings, workspace)
+            train_policy(settings, workspace)
     assert [folder.name for folder in checkpoints.in_order(workspace.checkpoints)] == [
         "checkpoint-3", "checkpoint-4", "checkpoint-5",
     ]  # fmt: skip
-    report = train_dpo(settings, workspace)
+    report = train_policy(settings, workspace)
     assert (report.resumed_from, report.best_step) == (5, 12)
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
     rows = list(read_jsonl(workspace.history))
@@ -171,7 +170,7 @@ def test_a_run_that_overfits_stops_early_when_asked_to_and_keeps_the_best(tiny, 
     settings = make_settings(tiny, every_steps=2, stop_early=True)
     workspace = make_workspace(tmp_path)
     plant_evaluations(monkeypatch, [0.6, 0.4, 0.5, 0.55])
-    report = train_dpo(settings, workspace)
+    report = train_policy(settings, workspace)
     assert (report.steps, report.best_step) == (8, 4)
     assert "overfitting" in [alarm.name for alarm in report.alarms]
     said = capsys.readouterr().out
@@ -180,12 +179,12 @@ def test_a_run_that_overfits_stops_early_when_asked_to_and_keeps_the_best(tiny, 
     assert ("target: epochs", "FALLS SHORT: 1.3333 (aim 3 done).") in report.lines()
 
     shutil.rmtree(workspace.adapter)  # as if the process had died before the end: no step more is made
-    assert train_dpo(settings, workspace).steps == 8
+    assert train_policy(settings, workspace).steps == 8
 
 
 def test_without_being_asked_to_a_run_that_overfits_goes_on(tiny, tmp_path, monkeypatch):
     plant_evaluations(monkeypatch, [0.6, 0.4, 0.5, 0.55, 0.6, 0.6])
-    report = train_dpo(make_settings(tiny, every_steps=2), make_workspace(tmp_path))
+    report = train_policy(make_settings(tiny, every_steps=2), make_workspace(tmp_path))
     assert (report.steps, report.best_step) == (12, 4)
 
 
@@ -203,7 +202,7 @@ def test_a_learning_rate_far_too_high_is_seen_as_a_displacement_while_accuracy_l
     write_jsonl(workspace.train_rows, rows[:80])
     write_jsonl(workspace.eval_rows, rows[104:110])
     changes = ["threads=1", "train.learning_rate=0.02", "train.log_steps=1", "train.epochs=1"]
-    report = train_dpo(load_settings("smoke", changes), workspace)
+    report = train_policy(load_settings("smoke", changes), workspace)
     raised = {alarm.name: alarm for alarm in report.alarms}
     assert "likelihood displacement" in raised
     assert "ALARM likelihood displacement at step" in capsys.readouterr().out
@@ -214,7 +213,7 @@ def test_a_learning_rate_far_too_high_is_seen_as_a_displacement_while_accuracy_l
 def test_a_watcher_gets_every_row_and_the_terminal_none_of_the_steps(tiny, tmp_path, capsys):
     seen = []
     workspace = make_workspace(tmp_path)
-    train_dpo(make_settings(tiny, epochs=0.5), workspace, watch=seen.append)
+    train_policy(make_settings(tiny, epochs=0.5), workspace, watch=seen.append)
     assert [(progress.step, progress.steps, len(progress.rows)) for progress in seen] == [
         (1, 3, 1), (2, 3, 2), (3, 3, 3), (3, 3, 4),
     ]  # fmt: skip
@@ -227,9 +226,9 @@ def test_an_empty_machine_goes_on_from_the_copies_of_the_same_run(tiny, whole, t
     with monkeypatch.context() as patch:
         stop_at(patch, 8)
         with pytest.raises(CaiError, match="Stopped by hand"):
-            train_dpo(settings, make_workspace(tmp_path / "lost"))
+            train_policy(settings, make_workspace(tmp_path / "lost"))
     workspace = make_workspace(tmp_path / "new")
-    report = train_dpo(settings, workspace)
+    report = train_policy(settings, workspace)
     assert (report.resumed_from, report.copies.split(" to ")[0]) == (6, "2 checkpoints copied")
     assert "fetched checkpoint-3, checkpoint-6 from" in capsys.readouterr().out
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
@@ -297,7 +296,9 @@ def gemma_shape(tmp_path_factory) -> Path:
 )
 def test_the_memory_plan_is_within_a_twentieth_of_what_was_measured(gemma_shape, batch, tokens, thrifty, measured):
     changes = [f"models.base={gemma_shape}", f"train.batch_size={batch}", f"train.gradient_checkpointing={thrifty}"]
-    plan = plan_memory(load_settings("t4", changes), "fp16", Machine("cpu", "a card", None, 15 * GIB, 1), tokens)
+    plan = plan_memory(
+        load_settings("t4", changes), "fp16", Machine("cpu", "a card", None, 15 * GIB, 1), tokens, sides=2
+    )
     assert plan.total / GIB == pytest.approx(measured, rel=0.05)
 
 
@@ -306,7 +307,7 @@ def test_a_plan_that_is_clearly_too_much_stops_and_one_that_is_tight_says_so(gem
     settings = load_settings("t4", changes)
 
     def plan(gib: float):
-        return plan_memory(settings, "fp16", Machine("cpu", "a card", None, int(gib * GIB), 1), 514)
+        return plan_memory(settings, "fp16", Machine("cpu", "a card", None, int(gib * GIB), 1), 514, sides=2)
 
     with pytest.raises(
         CaiError, match=r"about 12.0 of 10.0 GiB(?s:.*)gradient_checkpointing=true, or train.batch_size=1"
@@ -316,14 +317,39 @@ def test_a_plan_that_is_clearly_too_much_stops_and_one_that_is_tight_says_so(gem
     assert "TIGHT" not in require_memory(plan(14.5), settings).line()
 
 
+def test_half_a_batch_is_only_advised_where_the_method_can_have_it():
+    def advice(method: str, batch: int) -> str:
+        return smaller_batch(load_settings("smoke", [f"train.method={method}", f"train.batch_size={batch}"]).train)
+
+    assert [advice("dpo", 1), advice("kto", 2)] == ["", ""]
+    assert advice("dpo", 2).startswith("train.batch_size=1 with")
+    assert advice("kto", 4).startswith("train.batch_size=2 with")
+
+
+def test_a_run_reads_its_history_once_and_not_at_each_row(tiny, tmp_path, monkeypatch):
+    reads = []
+
+    def counted(path):
+        reads.append(path)
+        return read_jsonl(path)
+
+    monkeypatch.setattr("cai_helpers.training.watch.history.read_jsonl", counted)
+    workspace = make_workspace(tmp_path)
+    report = train_policy(make_settings(tiny, log_steps=1, epochs=1), workspace)
+    assert len(reads) == 1  # when training began and the file was cut back to the checkpoint
+    assert report.steps == 6
+    assert len(list(read_jsonl(workspace.history))) == 8
+
+
 @pytest.mark.slow
 def test_a_preflight_goes_the_whole_path_and_leaves_nothing_in_the_results(tmp_path, capsys):
     changes = ["threads=1", "generate.batch_size=4", "train.batch_size=2", "train.max_length=128", "prompts.limit=12"]
     workspace = Workspace(tmp_path)
     report = check_path(load_settings("smoke", changes), workspace)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["run.log"]
-    assert (report.generated, report.prompts, report.pairs_per_step) == (4, 12, 2)
-    assert 120 < report.tokens <= 128
+    [dpo] = report.training
+    assert (report.generated, report.prompts, dpo.phase, dpo.rows_per_step) == (4, 12, "dpo", 2)
+    assert 120 < dpo.tokens <= 128
     assert report.rows.startswith("made-up rows of")
     assert set(report.minutes) == {"generate", "score", "train", "evaluate"}
     assert min(report.minutes.values()) > 0

@@ -14,8 +14,7 @@ from cai_helpers.machine.hardware import this_machine
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_jsonl
-from cai_helpers.training.checks import check_flight
-from cai_helpers.training.dpo import PolicyTrainer, build_trainer
+from cai_helpers.training.dpo import PolicyTrainer, build_trainer, check_flight
 from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.rows.pairs import Preferences, keep_fitting, read_rows
 from cai_helpers.workspace import Workspace

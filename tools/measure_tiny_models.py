@@ -37,7 +37,7 @@ from cai_helpers.stages.curate import curate_pairs  # noqa: E402
 from cai_helpers.stages.evaluate import evaluate_models  # noqa: E402
 from cai_helpers.stages.generate import generate_pairs  # noqa: E402
 from cai_helpers.stages.score import score_pairs  # noqa: E402
-from cai_helpers.stages.train import train_dpo  # noqa: E402
+from cai_helpers.stages.train import train_policy  # noqa: E402
 from cai_helpers.store import read_jsonl  # noqa: E402
 from cai_helpers.workspace import Workspace  # noqa: E402
 
@@ -145,7 +145,7 @@ def print_dpo(options: Options) -> None:
             generate_pairs(settings, workspace)
             score_pairs(settings, workspace)
             curated = curate_pairs(settings, workspace)
-            trained = train_dpo(settings, workspace)
+            trained = train_policy(settings, workspace)
             start = f"| {seed} | {curated.kept} ({share(curated.by_category.get(BENIGN, 0), curated.kept)})"
             start += f" | {trained.accuracy_last:.2f}"
             for temperature in TEMPERATURES:

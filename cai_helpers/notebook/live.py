@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from IPython.display import HTML, display
 
 from cai_helpers.notebook.markup import Html, table
 from cai_helpers.pages.canvas import BLUE, GREY, INK, ORANGE, RED
+from cai_helpers.pages.training_picture import LINE_COLOUR
+from cai_helpers.training.watch.alarms import Row
 from cai_helpers.training.watch.history import Progress, Watcher, duration
+from cai_helpers.training.watch.views import Panel, View
 from cai_helpers.workspace import Workspace
 
 _EVERY = 2.0  # seconds between two drawings; the last one is always drawn
@@ -19,21 +22,11 @@ _WIDTH, _HEIGHT = 250, 120  # pixels of one curve
 _CELL = "text-align:left;padding:2px 14px 2px 0"
 
 
-class _Curve(NamedTuple):
-    title: str
-    lines: dict[str, str]  # key of a row → colour
-    level: float | None = None  # where nothing is learned
-
-
-_CURVES = [
-    _Curve("loss (orange: held out)", {"loss": BLUE, "eval_loss": ORANGE}, math.log(2)),
-    _Curve("accuracy", {"accuracy": BLUE, "eval_accuracy": ORANGE}, 0.5),
-    _Curve("rewards: chosen blue, rejected red", {"rewards_chosen": BLUE, "rewards_rejected": RED}, 0),
-]
+_COLOUR_NAME = {BLUE: "blue", ORANGE: "orange", RED: "red"}
 
 
 def training(workspace: Workspace) -> Watcher:
-    """What `train_dpo(settings, workspace, watch=…)` shows its progress with. It shows nothing before the first row.
+    """What `train_policy(settings, workspace, watch=…)` shows its progress with. It shows nothing before the first row.
 
     One display that is updated, and no widget: it works in every front end, and stays in the saved notebook. Curves are
     drawn as SVG, in a millisecond; matplotlib would take as long as a training step.
@@ -65,37 +58,35 @@ def render(progress: Progress, log: str) -> Html:
     return Html("<div>{head}{alarms}{figures}<div>{curves}</div></div>").format(
         head=head,
         alarms=Html("").join(alarm_line.format(RED, alarm.line()) for alarm in progress.alarms),
-        figures=_figures(training_rows, evaluations),
-        curves=Html("").join(_svg(curve, progress.rows) for curve in _CURVES),
+        figures=_figures(progress.view, training_rows, evaluations),
+        curves=Html("").join(_svg(panel, progress.rows) for panel in progress.view.panels),
     )
 
 
-def _figures(training_rows: Sequence[dict], evaluations: Sequence[dict]) -> Html:
+def _figures(view: View, training_rows: Sequence[Row], evaluations: Sequence[Row]) -> Html:
     if not training_rows:
         return Html("")
     last = training_rows[-1]
-    cells = {
-        "loss": f"{last['loss']:.4f}",
-        "accuracy": f"{last['accuracy']:.0%}",
-        "margin": f"{last['margin']:+.3f}",
-        "chosen": f"{last['rewards_chosen']:+.3f}",
-        "rejected": f"{last['rewards_rejected']:+.3f}",
-        "learning rate": f"{last['lr']:.1e}",
-        "tokens/s": f"{last['tokens_per_s']:.0f}",
-        "GPU memory": "" if last["memory_gib"] is None else f"{last['memory_gib']:.1f} GiB",
-        "held-out loss": f"{evaluations[-1]['eval_loss']:.4f}" if evaluations else "",
-        "held-out accuracy": f"{evaluations[-1]['eval_accuracy']:.0%}" if evaluations else "",
+    latest = last | (evaluations[-1] if evaluations else {})
+    shown = {
+        figure.name: format(latest[figure.key], figure.form)
+        for figure in view.figures
+        if latest.get(figure.key) is not None
     }
-    shown = {name: figure for name, figure in cells.items() if figure}
+    shown |= {"learning rate": f"{last['lr']:.1e}", "tokens/s": f"{last['tokens_per_s']:.0f}"}
+    if last["memory_gib"] is not None:
+        shown["GPU memory"] = f"{last['memory_gib']:.1f} GiB"
     return table([list(shown.values())], heads=list(shown), style=_CELL)
 
 
-def _svg(curve: _Curve, rows: Sequence[dict]) -> Html:
-    points = {key: [(row["step"], row[key]) for row in rows if row.get(key) is not None] for key in curve.lines}
+def _svg(panel: Panel, rows: Sequence[Row]) -> Html:
+    points = {key: panel.points(key, rows) for key in panel.lines}
+    colours = {key: LINE_COLOUR[label] for key, label in panel.lines.items()}
+    level = panel.level_in(rows)
     everything = [point for line in points.values() for point in line]
     if not everything:
         return Html("")
-    values = [value for _, value in everything] + ([] if curve.level is None else [curve.level])
+    values = [value for _, value in everything] + ([] if level is None else [level])
     left, right = min(step for step, _ in everything), max(step for step, _ in everything)
     low, high = min(values), max(values)
 
@@ -104,15 +95,23 @@ def _svg(curve: _Curve, rows: Sequence[dict]) -> Html:
         y = 20 + (high - value) / max(high - low, 1e-9) * (_HEIGHT - 36)
         return f"{x:.1f},{y:.1f}"
 
-    parts = [_text(12, 11, curve.title)]
-    if curve.level is not None:
-        level = f"{place(left, curve.level)} {place(right, curve.level)}"
-        parts.append(Html('<polyline points="{}" stroke="{}" stroke-dasharray="4" fill="none"/>').format(level, GREY))
-    parts += [_line([place(*point) for point in line], curve.lines[key]) for key, line in points.items() if line]
+    parts = [_text(12, 11, _heading(panel))]
+    if level is not None:
+        places = f"{place(left, level)} {place(right, level)}"
+        parts.append(Html('<polyline points="{}" stroke="{}" stroke-dasharray="4" fill="none"/>').format(places, GREY))
+    parts += [_line([place(*point) for point in line], colours[key]) for key, line in points.items() if line]
     parts.append(_text(_HEIGHT - 3, 10, f"{low:.3g} to {high:.3g}"))
     return Html('<svg width="{}" height="{}" style="background:white;margin-right:10px">{}</svg>').format(
         _WIDTH, _HEIGHT, Html("").join(parts)
     )
+
+
+def _heading(panel: Panel) -> str:
+    """With the colours of its lines, where there are several."""
+    if len(panel.lines) == 1:
+        return panel.title
+    named = (f"{label} {_COLOUR_NAME[LINE_COLOUR[label]]}" for label in panel.lines.values())
+    return f"{panel.title}: {', '.join(named)}"
 
 
 def _line(places: Sequence[str], colour: str) -> Html:

@@ -5,7 +5,6 @@ Nothing is written into the results of a stage: everything happens in a folder o
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -16,20 +15,16 @@ from typing import NamedTuple
 
 from cai_helpers.critique.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
-from cai_helpers.machine.hardware import GIB, Machine, choose_dtype, this_machine, usable_memory, use_threads
+from cai_helpers.machine.hardware import GIB, Machine, this_machine, usable_memory, use_threads
 from cai_helpers.models.batches import release_memory
-from cai_helpers.models.language import load_tokenizer
 from cai_helpers.prompts.split import write_prompts
-from cai_helpers.schema import PreferenceRow, Prompt, StageReport, Trace
+from cai_helpers.schema import Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, load_scorer, questions_of
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
-from cai_helpers.training.memory_plan import plan_memory, require_memory
-from cai_helpers.training.policy.reference_store import reference_of
-from cai_helpers.training.rows.pairs import Fitting, Preferences, encode, keep_fitting, read_rows
+from cai_helpers.training.rehearsal import Rehearsal, Rehearsed, rehearse
 from cai_helpers.workspace import Workspace, holds_workspace
 
-_STEPS = 2  # the first one warms up; the second is what a step costs
 _TIGHT = 0.9  # share of the memory there is
 
 
@@ -41,10 +36,7 @@ class PreflightReport(StageReport):
     scored: int  # texts
     seconds_per_text: float
     rows: str  # which rows the steps were made of
-    tokens: int  # of their longest side
-    seconds_per_step: float
-    pairs_per_step: int
-    memory_plan: str
+    training: list[Rehearsed]  # each phase of train.method
     peaks: dict[str, float]  # GiB on the GPU, by what was done; empty on a CPU
     usable: float  # GiB
     minutes: dict[str, float]  # projected, by stage
@@ -64,11 +56,8 @@ class PreflightReport(StageReport):
                 f"{self.generated} pairs of the longest prompts ({outcomes}), {self.seconds_per_pair:.2f} s a pair",
             ),
             ("scored", f"{self.scored} texts, {self.seconds_per_text:.3f} s each"),
-            (
-                "trained",
-                f"{_STEPS} DPO steps of {self.pairs_per_step} pairs, {self.seconds_per_step:.2f} s a step; {self.rows}",
-            ),
-            ("memory plan", self.memory_plan),
+            *(("trained", f"{phase.line()}; {self.rows}") for phase in self.training),
+            *(("memory plan", phase.memory_plan) for phase in self.training),
             ("peak memory", f"{peaks} of {self.usable:.1f} GiB" if peaks else "not measured on a CPU"),
             ("projected minutes", minutes),
             ("assumed", self.assumed),
@@ -93,18 +82,9 @@ class _Generated(NamedTuple):
     seconds: float
 
 
-class _Trained(NamedTuple):
-    rows: str
-    longest: int
-    steps: int  # of the configured run, at most
-    step_seconds: float
-    pair_seconds: float  # of a pair that is only looked at, as in an evaluation
-    plan: str
-
-
 @holds_workspace
 def check_path(settings: Settings, workspace: Workspace) -> PreflightReport:
-    """Generate and score one batch, make two DPO steps on the longest rows, and project the configured run from them.
+    """Generate and score one batch, train two steps by train.method on the longest rows, and project the configured run from them.
 
     The batch is the one that needs most memory, the longest prompts. The rows are the longest of dpo_dataset/, where
     they exist, else made up, at train.max_length tokens a side. The path includes the flight checks, a checkpoint and
@@ -129,8 +109,8 @@ def check_path(settings: Settings, workspace: Workspace) -> PreflightReport:
         with _peak(peaks, "scoring"):
             texts, scoring = _score(settings, made.traces, say)
         with _peak(peaks, "training"):
-            trained = _train(settings, workspace, scratch, machine, made.prompts, say)
-    return _report(settings, made, texts, scoring, trained, peaks, machine, time.monotonic() - began)
+            rehearsal = rehearse(settings, workspace, scratch, machine, made.prompts, say)
+    return _report(settings, made, texts, scoring, rehearsal, peaks, machine, time.monotonic() - began)
 
 
 def _generate(settings: Settings, workspace: Workspace, scratch: Workspace, say: Callable[[str], None]) -> _Generated:
@@ -167,103 +147,12 @@ def _score(settings: Settings, traces: list[Trace], say: Callable[[str], None]) 
     return len(asked), seconds / max(1, len(asked))
 
 
-def _train(
-    settings: Settings,
-    workspace: Workspace,
-    scratch: Workspace,
-    machine: Machine,
-    prompts: int,
-    say: Callable[[str], None],
-) -> _Trained:
-    from cai_helpers.training.checks import check_flight
-    from cai_helpers.training.dpo import build_trainer
-    from cai_helpers.training.trainer import explained_memory, quiet_libraries
-    from cai_helpers.training.watch.history import TrainingHistory
-
-    release_memory()
-    tokenizer = load_tokenizer(settings.models.base)
-    data, rows, pairs = _rows(settings, workspace, tokenizer, prompts)
-    two_steps = {"epochs": 1, "log_steps": 1, "every_steps": _STEPS, "every_minutes": 1e6, "report_to": "none"}
-    short = settings.model_copy(update={"train": settings.train.model_copy(update=two_steps)})
-    dtype = choose_dtype(settings.models.dtype, machine)
-    plan = require_memory(plan_memory(settings, dtype, machine, data.longest), settings)
-    with quiet_libraries(), explained_memory(settings.train):
-        reference = reference_of(scratch, "preflight", say)
-        trainer = build_trainer(
-            short, scratch.checkpoints, data.train.rows, data.held_out.rows, tokenizer, dtype, machine, reference
-        )
-        checks = check_flight(trainer, settings.models, data)
-        say(f"{len(checks)} checks before the first update hold: {', '.join(check.what for check in checks)}")
-        history = TrainingHistory(
-            scratch.history, scratch.checkpoints, dtype == "fp16", lambda message, show=True: None, short
-        )
-        trainer.add_callback(history)
-        try:
-            trainer.train()
-        finally:
-            history.close()
-        started = time.monotonic()
-        trainer.measure_each(trainer.eval_dataset)
-        looked = (time.monotonic() - started) / len(data.held_out.rows)
-    training = [row["seconds"] for row in history.rows() if "loss" in row]
-    steps = math.ceil(
-        pairs * (1 - settings.curate.eval_fraction) / settings.train.effective_batch * settings.train.epochs
-    )
-    return _Trained(rows, data.longest, steps, training[1] - training[0], looked, plan.line())
-
-
-def _rows(settings: Settings, workspace: Workspace, tokenizer, prompts: int) -> tuple[Preferences, str, int]:
-    """The rows of the two steps, what they are in words, and how many pairs the configured run has at most."""
-    count, limit = _STEPS * settings.train.effective_batch, settings.train.max_length
-    if not workspace.train_rows.exists():
-        made_up = [_made_up(number, tokenizer, limit) for number in range(count + 1)]
-        fitting = keep_fitting(made_up, tokenizer, limit)
-        data = Preferences(
-            Fitting(fitting.rows[:count], 0, fitting.longest), Fitting(fitting.rows[count:], 0, fitting.longest)
-        )
-        return data, f"made-up rows of {fitting.longest} tokens a side, as there is no dpo_dataset/ yet", prompts
-    there = keep_fitting([*read_rows(workspace.train_rows), *read_rows(workspace.eval_rows)], tokenizer, limit)
-    if not there.rows:
-        raise CaiError(
-            f"No pair of dpo_dataset/ fits into train.max_length = {limit} tokens.", "Raise train.max_length."
-        )
-    longest = sorted(there.rows, key=lambda row: -encode(row, tokenizer).length)
-    train = (longest * math.ceil(count / len(longest)))[:count]
-    data = Preferences(Fitting(train, 0, there.longest), Fitting(longest[:1], 0, there.longest))
-    return data, f"the longest rows of dpo_dataset/, up to {there.longest} tokens a side", len(there.rows)
-
-
-def _made_up(number: int, tokenizer, tokens: int) -> PreferenceRow:
-    """A pair whose longer side fills `tokens` as far as whole words do."""
-
-    def row(words: int) -> PreferenceRow:
-        long = " and so on" * words
-        return PreferenceRow(
-            prompt=[{"role": "user", "content": f"Question {number}?"}],
-            chosen=[{"role": "assistant", "content": f"Yes{long}"}],
-            rejected=[{"role": "assistant", "content": f"No{long}"}],
-            id=f"made-up {number}",
-            category="helpful",
-            delta=1.0,
-            chosen_side="revised",
-        )
-
-    low, high = 0, tokens
-    while low < high:  # the most words that fit
-        middle = (low + high + 1) // 2
-        if encode(row(middle), tokenizer).length <= tokens:
-            low = middle
-        else:
-            high = middle - 1
-    return row(low)
-
-
 def _report(
     settings: Settings,
     made: _Generated,
     texts: int,
     scoring: float,
-    trained: _Trained,
+    rehearsal: Rehearsal,
     peaks: dict[str, float],
     machine: Machine,
     seconds: float,
@@ -271,10 +160,7 @@ def _report(
     generate, evaluate = settings.generate, settings.evaluate
     answers = 2 * min(made.eval_prompts, evaluate.limit or made.eval_prompts)
     answer = made.seconds * evaluate.max_tokens / (generate.draft_tokens + generate.critic_tokens)
-    evaluations = trained.steps / settings.train.every_steps + 1
-    held_out = made.prompts * settings.curate.eval_fraction
-    method = settings.train.method
-    other = "" if method == "dpo" else f"; the steps are DPO's, though train.method is {method}"
+    steps = " and ".join(f"{phase.steps} {phase.phase.upper()} steps" for phase in rehearsal.phases)
     return PreflightReport(
         prompts=made.prompts,
         generated=len(made.traces),
@@ -282,21 +168,18 @@ def _report(
         seconds_per_pair=made.seconds,
         scored=texts,
         seconds_per_text=scoring,
-        rows=trained.rows,
-        tokens=trained.longest,
-        seconds_per_step=trained.step_seconds,
-        pairs_per_step=settings.train.effective_batch,
-        memory_plan=trained.plan,
+        rows=rehearsal.rows,
+        training=rehearsal.phases,
         peaks=peaks,
         usable=usable_memory(machine) / GIB,
         minutes={
             "generate": made.prompts * made.seconds / 60,
             "score": 2 * made.prompts * scoring / 60,
-            "train": (trained.steps * trained.step_seconds + evaluations * held_out * trained.pair_seconds) / 60,
+            "train": sum(phase.minutes for phase in rehearsal.phases),
             "evaluate": answers * (answer + scoring) / 60,
         },
-        assumed=f"{made.prompts} prompts, every one a pair; {trained.steps} steps, all as long as the longest rows; "
-        f"{answers} answers in the evaluation: so at most that long, loading aside" + other,
+        assumed=f"{made.prompts} prompts, every one a pair; {steps}, all as long as the longest rows; "
+        f"{answers} answers in the evaluation: so at most that long, loading aside",
         seconds=seconds,
     )
 

@@ -16,33 +16,34 @@ from cai_helpers.models.hub import identity
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import Target
 from cai_helpers.settings import Settings
-from cai_helpers.store import write_jsonl
-from cai_helpers.training.kto_phase import KtoReport, run_kto
-from cai_helpers.training.memory_plan import plan_memory, require_memory
-from cai_helpers.training.outcome.report import TrainReport, make_report
+from cai_helpers.training.outcome.dpo import DpoReport
+from cai_helpers.training.outcome.kto import KtoReport
+from cai_helpers.training.outcome.sft import SftReport
 from cai_helpers.training.policy.reference_store import record_of, reference_of
 from cai_helpers.training.rows.pairs import Preferences, keep_fitting, read_rows
 from cai_helpers.training.rows.weights import weigh
-from cai_helpers.training.run import run_phase
-from cai_helpers.training.sft_phase import SftReport, run_sft, sft_folder, sft_history
-from cai_helpers.training.watch.copies import Copies, open_copies
-from cai_helpers.training.watch.held_out import as_measured
-from cai_helpers.workspace import Fingerprint, Workspace, file_hash, holds_workspace, section
+from cai_helpers.training.run import Job
+from cai_helpers.training.watch.copies import Copies, RunFiles, open_copies
+from cai_helpers.workspace import Fingerprint, Workspace, file_hash, holds_workspace, plain, section
 
 if TYPE_CHECKING:
-    from cai_helpers.training.dpo import PolicyTrainer
     from cai_helpers.training.watch.history import Watcher
+
+Report = DpoReport | SftReport | KtoReport
 
 # Settings that change how fast it goes and what is shown, not what comes out: they may change between two calls.
 _WITHOUT_EFFECT = {"log_steps", "gradient_checkpointing", "sweep_epochs", "every_minutes", "copy_to", "report_to"}
 # Of the settings of train, what the reference's log-probabilities depend on: runs that differ in others share them.
 _OF_THE_REFERENCE = ("max_length", "batch_size", "ld_alpha", "fresh_adapter", "weight_by_delta", "person_weight")
+# What the supervised phase depends on: DPO's own, such as beta, may differ between two runs that share its result.
+_OF_SFT = (
+    "fresh_adapter sft_epochs sft_learning_rate warmup batch_size accumulation max_length every_steps "
+    "lora_r lora_alpha lora_dropout weight_by_delta person_weight"
+).split()
 
 
 @holds_workspace
-def train_dpo(
-    settings: Settings, workspace: Workspace, fresh: bool = False, watch: Watcher | None = None
-) -> TrainReport | SftReport | KtoReport:
+def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, watch: Watcher | None = None) -> Report:
     """Train a LoRA on dpo_dataset/ and write it to models/lora_adapters/, usable by itself on the original base.
 
     By DPO, by KTO, by supervised fine-tuning, or by that and DPO: train.method.
@@ -64,31 +65,35 @@ def train_dpo(
     _require_enough(pairs, settings, workspace)
     _heed_gate(settings, workspace)
     workspace.begin("train", fingerprint)
-    expected = {"sft": SftReport, "kto": KtoReport}
-    if (
-        report := workspace.finished("train", fingerprint, expected.get(settings.train.method, TrainReport))
-    ) is not None:
+    expected: dict[str, type[Report]] = {"sft": SftReport, "kto": KtoReport}
+    report_type = expected.get(settings.train.method, DpoReport)
+    if (report := workspace.finished("train", fingerprint, report_type)) is not None:
         return report
 
-    copies = open_copies(settings.train.copy_to, fingerprint, lambda message: workspace.say("train", message))
-    if fresh and copies is not None:
-        copies.set_aside()
     use_threads(settings.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     data = _load_data(settings, workspace)
-    if copies is not None:
-        copies.fetch_where_needed(workspace)
 
     from cai_helpers.pages.training_picture import save_training_plot
     from cai_helpers.training.trainer import explained_memory, quiet_libraries
 
     with quiet_libraries(), explained_memory(settings.train):
-        report = _train(settings, workspace, data, fingerprint, copies, watch)
+        report = _train(settings, workspace, data, fingerprint, fresh, watch)
     release_memory()  # the evaluation loads models of its own
     save_training_plot(workspace)
     workspace.note_metrics("train", report)
     workspace.seal("train", fingerprint, [workspace.adapter], report)
     return report
+
+
+def sft_folder(workspace: Workspace) -> Path:
+    """Checkpoints of the supervised phase, and, before DPO, adapter/ with its result."""
+    return workspace.checkpoints / "sft"
+
+
+def sft_history(workspace: Workspace, settings: Settings) -> Path:
+    """Before DPO it has a file of its own: the steps of either begin at 1."""
+    return workspace.history if settings.train.method == "sft" else workspace.logs / "history_sft.jsonl"
 
 
 def start_over(settings: Settings, workspace: Workspace) -> None:
@@ -140,7 +145,9 @@ def _heed_gate(settings: Settings, workspace: Workspace) -> None:
         workspace.say("train", f"WARNING: gate: {target.name}: {target.line()}")
     if missed and settings.curate.strict:
         raise TrainingRefused(
-            "The pairs fall short in: " + "; ".join(f"{one.name} {one.found} (aim {one.aim})" for one in missed) + ".",
+            "The pairs fall short in: "
+            + "; ".join(f"{target.name} {target.found} (aim {target.aim})" for target in missed)
+            + ".",
             f"{missed[0].remedy} Or train all the same, without --strict (curate.strict=false).",
         )
 
@@ -173,86 +180,90 @@ def _train(
     workspace: Workspace,
     data: Preferences,
     fingerprint: Fingerprint,
-    copies: Copies | None,
+    fresh: bool,
     watch: Watcher | None,
-) -> TrainReport | SftReport | KtoReport:
+) -> Report:
     """Both phases, or the one that train.method names."""
     dtype = choose_dtype(settings.models.dtype, this_machine())
+    sft = tuned = None
+    if settings.train.method in ("sft", "sft+dpo"):
+        sft = _fine_tune(settings, workspace, data, dtype, fingerprint, fresh, watch)
+        if settings.train.method == "sft":
+            return sft
+        tuned = sft_folder(workspace) / "adapter"
+        release_memory()  # DPO loads the model again, with the supervised result on it
+    job = Job(
+        "train",
+        settings,
+        workspace,
+        dtype,
+        this_machine(),
+        RunFiles(workspace.checkpoints, workspace.history, workspace),
+        workspace.adapter,
+        alone=True,
+        copies=_copies(settings, workspace, fingerprint, fresh, "training"),
+        watch=watch,
+    )
     if settings.train.method == "kto":
+        from cai_helpers.training.kto import train_by_kto
+
         key = _reference_key(settings, fingerprint, dtype=dtype, method="kto")
-        return run_kto(settings, workspace, data, dtype, key, copies)
-    if settings.train.method == "dpo":
-        return _train_by_dpo(settings, workspace, data, fingerprint, dtype, None, copies, watch)
-    if copies is not None:
-        workspace.say("train", "WARNING: checkpoints of the supervised phase are not copied to train.copy_to")
-    sft = run_sft(settings, workspace, data, fingerprint, dtype)
-    if settings.train.method == "sft":
-        return sft
-    release_memory()  # DPO loads the model again, with the supervised result on it
-    return _train_by_dpo(settings, workspace, data, fingerprint, dtype, sft, copies, watch)
+        return train_by_kto(job, data, reference_of(workspace, key, job.say))
+    from cai_helpers.training.dpo import train_by_dpo
+
+    key = _reference_key(settings, fingerprint, dtype=dtype, supervised=None if tuned is None else file_hash(tuned))
+    return train_by_dpo(job, data, reference_of(workspace, key, job.say), sft, tuned)
 
 
-def _train_by_dpo(
+def _fine_tune(
     settings: Settings,
     workspace: Workspace,
     data: Preferences,
-    fingerprint: Fingerprint,
     dtype: Dtype,
-    sft: SftReport | None,
-    copies: Copies | None,
+    basis: Fingerprint,
+    fresh: bool,
     watch: Watcher | None,
-) -> TrainReport:
-    from cai_helpers.training.checks import check_flight
-    from cai_helpers.training.outcome.drift import token_kl
-    from cai_helpers.training.policy.lora import save_policy
-    from cai_helpers.training.watch.history import TrainingHistory
+) -> SftReport:
+    """The supervised phase: the whole training, or what DPO starts from, in checkpoints/sft/adapter.
 
-    def say(message: str, show: bool = True) -> None:
-        workspace.say("train", message, show)
+    basis: what training as a whole depends on; the phase takes its part of it.
+    """
+    from cai_helpers.training.sft import train_supervised
 
-    machine = this_machine()
-    say(f"{len(data.train.rows)} pairs, {len(data.held_out.rows)} held out, {dtype} on {machine.name}")
-    memory = require_memory(plan_memory(settings, dtype, machine, data.longest), settings)
-    trainer = _trainer(settings, workspace, data, dtype, fingerprint, sft is not None)
-    checks = [*check_flight(trainer, settings.models, data), ("memory plan", memory.line())]
-    for what, found in checks:
-        say(f"check: {what}: {found}")
-
-    def copy_out(folder: Path) -> None:
-        if copies is not None:
-            copies.put(workspace, folder)
-
-    fp16 = dtype == "fp16"
-    history = TrainingHistory(workspace.history, workspace.checkpoints, fp16, say, settings, watch, copy_out)
-    best_step, resumed_from = run_phase(trainer, history, workspace.checkpoints, say)
-    merged = trainer.start.merged
-    save_policy(trainer.model, workspace.adapter, settings.models.base, merged and merged.factors)
-    say(f"the policy of step {best_step} is in {workspace.adapter}; read back, it equals what was trained")
-    held_out = as_measured(data.held_out.rows, trainer.eval_dataset, trainer.measure_each(trainer.eval_dataset))
-    write_jsonl(workspace.held_out, (pair.model_dump() for pair in held_out))
-    kl = token_kl(trainer)
-    report = make_report(settings, history, data, held_out, checks, best_step, dtype, resumed_from, sft, kl)
-    return report if copies is None else report.model_copy(update={"copies": copies.line()})
-
-
-def _trainer(
-    settings: Settings, workspace: Workspace, data: Preferences, dtype: Dtype, fingerprint: Fingerprint, tuned: bool
-) -> PolicyTrainer:
-    from cai_helpers.training.dpo import build_trainer
-
-    start = sft_folder(workspace) / "adapter" if tuned else None
-    key = _reference_key(settings, fingerprint, dtype=dtype, supervised=start and file_hash(start))
-    return build_trainer(
+    own = {name for name in basis if not name.startswith("train.") or name.removeprefix("train.") in _OF_SFT}
+    fingerprint = {name: basis[name] for name in own}
+    final = settings.train.method == "sft"  # then it is the stage itself that knows whether it is complete
+    if not final and (report := workspace.finished("sft", fingerprint, SftReport)) is not None:
+        return report
+    manifest = workspace.manifest("sft")
+    if manifest is not None and manifest.fingerprint != plain(fingerprint):
+        workspace.archive("sft", [sft_folder(workspace), sft_history(workspace, settings)])
+    job = Job(
+        "sft",
         settings,
-        workspace.checkpoints,
-        data.train.rows,
-        data.held_out.rows,
-        load_tokenizer(settings.models.base),
+        workspace,
         dtype,
         this_machine(),
-        reference_of(workspace, key, lambda message: workspace.say("train", message)),
-        start,
+        RunFiles(sft_folder(workspace), sft_history(workspace, settings), reference=None),
+        workspace.adapter if final else sft_folder(workspace) / "adapter",
+        alone=final,
+        copies=_copies(settings, workspace, fingerprint, fresh, "supervised"),
+        watch=watch,
     )
+    report = train_supervised(job, data)
+    if not final:
+        workspace.seal("sft", fingerprint, [job.adapter], report)
+    return report
+
+
+def _copies(
+    settings: Settings, workspace: Workspace, fingerprint: Fingerprint, fresh: bool, phase: str
+) -> Copies | None:
+    """fresh: what was copied out before is set aside, so that nothing of it is gone on from."""
+    copies = open_copies(settings.train.copy_to, fingerprint, lambda message: workspace.say("train", message), phase)
+    if fresh and copies is not None:
+        copies.set_aside()
+    return copies
 
 
 def _reference_key(settings: Settings, fingerprint: Fingerprint, **more: str | None) -> str:

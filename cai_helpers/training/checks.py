@@ -1,4 +1,4 @@
-"""What must hold before the first update. A wrong reference trains without an error, and gets worse."""
+"""What must hold before the first update, whatever the method. A wrong reference trains without an error, and gets worse."""
 
 from __future__ import annotations
 
@@ -11,40 +11,17 @@ import torch
 from peft import get_peft_model_state_dict
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.chat_format import ChatFormat
 from cai_helpers.settings import Models
-from cai_helpers.training.dpo import PolicyTrainer
 from cai_helpers.training.policy.lora import POLICY, REFERENCE, require_equal
-from cai_helpers.training.policy.losses import readable
 from cai_helpers.training.policy.reference import Measured, StoredReference
-from cai_helpers.training.rows.pairs import Preferences, encode
 from cai_helpers.training.trainer import Start
 
 TOLERANCE = 0.02
-_PAIRS = 16  # measured for the loss
 
 
 class Check(NamedTuple):
     what: str
     found: str
-
-
-def check_flight(trainer: PolicyTrainer, models: Models, data: Preferences) -> list[Check]:
-    """One line for each thing that was checked.
-
-    Raises:
-        CaiError: one of them does not hold; it says which, and what to do.
-    """
-    return [
-        check_trained_parameters(trainer.model),
-        check_reference(trainer.model, trainer.start, models),
-        check_stored_reference(trainer),
-        *_check_rows(trainer, data),
-        _check_padding(trainer),
-        _check_ends(trainer),
-        # after the rows: what is wrong with them would show here in other words
-        check_start(trainer.measure(_PAIRS), readable(trainer.loss_types, trainer.loss_weights)),
-    ]
 
 
 def check_trained_parameters(model: torch.nn.Module) -> Check:
@@ -117,69 +94,3 @@ def _value(right: float | None) -> str:
     if right is None:
         return "unknown for sft with ld_alpha"
     return f"ln 2 is {right:.4f}" if abs(right - math.log(2)) < 1e-9 else f"its start value is {right:.4f}"
-
-
-def _check_rows(trainer: PolicyTrainer, data: Preferences) -> list[Check]:
-    """Every row that was meant to train is there, whole, and in the tokens that the model answers in."""
-    wanted = [*data.train.rows, *data.held_out.rows]
-    there = [*trainer.train_dataset, *trainer.eval_dataset]
-    limit = trainer.args.max_length
-    if len(there) != len(wanted):
-        raise CaiError(
-            f"Of {len(wanted)} pairs the trainer kept {len(there)}: it dropped rows that fit into {limit} tokens.",
-            "The installed trl prepares rows in another way: `cai doctor` shows the versions.",
-        )
-    longest = 0
-    for row, ids in zip(wanted, there, strict=True):
-        pair = encode(row, trainer.processing_class)  # raises when the sides are equal or the prompt is no prefix
-        if (ids["prompt_ids"], ids["chosen_ids"], ids["rejected_ids"]) != pair:
-            raise CaiError(
-                f"Row {row.id}: the trainer's tokens are not those of the chat template.",
-                "The installed trl prepares rows in another way: `cai doctor` shows the versions.",
-            )
-        longest = max(longest, pair.length)
-    if longest > limit:
-        raise CaiError(
-            f"A row has {longest} tokens and would be cut at train.max_length = {limit}: it would teach not to end.",
-            f"Set train.max_length={longest}, or take the row out of dpo_dataset/.",
-        )
-    return [
-        Check("sides", f"chosen and rejected differ in {len(wanted)} of {len(wanted)} pairs"),
-        Check(
-            "prompt", f"its tokens begin both sides in {len(wanted)} of {len(wanted)} pairs, as in the chat template"
-        ),
-        Check(
-            "whole rows", f"0 cut; the longest has {longest} of {limit} tokens; {data.too_long} left out as too long"
-        ),
-    ]
-
-
-def _check_padding(trainer: PolicyTrainer) -> Check:
-    """In a batch of a long and a short row: the loss sees the answers' tokens, all of them, and no padding."""
-    rows = sorted(trainer.train_dataset, key=lambda row: len(row["chosen_ids"]) + len(row["prompt_ids"]))
-    rows = [rows[0], rows[-1]]
-    batch = trainer.data_collator(rows)
-    answers = [len(row[side]) for side in ("chosen_ids", "rejected_ids") for row in rows]
-    seen = (batch["completion_mask"].bool() & batch["attention_mask"].bool()).sum(dim=1).tolist()
-    padded = batch["input_ids"][~batch["attention_mask"].bool()]
-    pad = trainer.processing_class.pad_token_id
-    if seen != answers or not bool((padded == pad).all()):
-        raise CaiError(
-            f"In a padded batch the loss sees {seen} tokens of answers that have {answers}.",
-            "Set train.batch_size=1 (with a larger train.accumulation), and check the tokenizer's pad token.",
-        )
-    return Check("pad token", f"{trainer.processing_class.pad_token!r} (id {pad}), never seen by the loss")
-
-
-def _check_ends(trainer: PolicyTrainer) -> Check:
-    """How many answers teach the model to end. None at all: it would not end when it generates, either."""
-    chat_format = ChatFormat(trainer.processing_class, trainer.model.generation_config)
-    ends = set(chat_format.ends)
-    answers = [ids for side in ("chosen_ids", "rejected_ids") for ids in trainer.train_dataset[side]]
-    ended = sum(not ends.isdisjoint(ids[-2:]) for ids in answers)  # Gemma's template closes with <end_of_turn> and "\n"
-    if not ended:
-        raise CaiError(
-            f"None of {len(answers)} answers closes with an end token ({chat_format.readable_ends()}): the model would not learn to end.",
-            "The chat template leaves an answer open: take an instruct model whose template closes each turn with a token.",
-        )
-    return Check("end token", f"{ended} of {len(answers)} answers close with one of {chat_format.readable_ends()}")

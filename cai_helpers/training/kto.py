@@ -14,6 +14,7 @@ from trl import KTOConfig, KTOTrainer
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Dtype, Machine
+from cai_helpers.models.language import load_tokenizer
 from cai_helpers.settings import Models, Settings
 from cai_helpers.training.checks import (
     Check,
@@ -22,11 +23,14 @@ from cai_helpers.training.checks import (
     check_stored_reference,
     check_trained_parameters,
 )
+from cai_helpers.training.outcome.course import kept_row
+from cai_helpers.training.outcome.kto import KtoReport
 from cai_helpers.training.policy.losses import kto_start_value
 from cai_helpers.training.policy.reference import StoredReference
 from cai_helpers.training.policy.reference_store import ReferenceStore
-from cai_helpers.training.rows.answers import Unpaired, Weights, as_unpaired
-from cai_helpers.training.rows.pairs import encode_answer
+from cai_helpers.training.rows.answers import Unpaired, Weights, as_unpaired, balance, read_one_sided, unpair
+from cai_helpers.training.rows.pairs import Preferences, encode_answer
+from cai_helpers.training.run import Job, Method, carry_out
 from cai_helpers.training.trainer import (
     PolicyTraining,
     Start,
@@ -35,8 +39,9 @@ from cai_helpers.training.trainer import (
     shared_arguments,
     trainer_options,
 )
-from cai_helpers.training.watch.alarms import OF_ANSWERS
+from cai_helpers.training.watch.alarms import OF_ANSWERS as ALARMS
 from cai_helpers.training.watch.history import TrainingHistory
+from cai_helpers.training.watch.views import OF_ANSWERS
 
 _ROWS = 32  # measured for the loss: as many answers as DPO's check sees
 
@@ -49,6 +54,66 @@ _MEASURES = {
     "logps/rejected": "logps_rejected",
     "kl": "kl",
 }
+
+
+def train_by_kto(job: Job, data: Preferences, reference: ReferenceStore) -> KtoReport:
+    """Train on both sides of the pairs and on the one-sided rows.
+
+    Raises:
+        CaiError: the dataset has no one-sided file yet; and as run.carry_out.
+    """
+    rows = _unpaired(job, data)
+    method = by_kto(job, rows, reference)
+    trained = carry_out(job, method)
+    kept = kept_row(trained.rows, trained.course.best_step)
+    desirable = sum(row.label for row in rows.train)
+    return KtoReport(
+        **dict(trained.course),
+        desirable=desirable,
+        undesirable=len(rows.train) - desirable,
+        one_sided=sum(row.reason in ("kept", "degenerate") for row in rows.train),
+        eval_rows=len(rows.held_out),
+        weights=balance(rows.train),
+        too_long=data.too_long + rows.too_long,
+        eval_reward_desirable=kept["eval_rewards_chosen"],
+        eval_reward_undesirable=kept["eval_rewards_rejected"],
+        eval_kl=kept["eval_kl"],
+    )
+
+
+def by_kto(job: Job, rows: Unpaired, reference: ReferenceStore) -> Method[UnpairedTrainer]:
+    settings, tokenizer = job.settings, load_tokenizer(job.settings.models.base)
+    return Method(
+        header=f"{len(rows.train)} answers to train on, {len(rows.held_out)} held out, {job.dtype} on {job.machine.name}",
+        longest=max(sum(map(len, encode_answer(row, tokenizer))) for row in (*rows.train, *rows.held_out)),
+        sides=1,
+        build=lambda: build_kto(
+            settings, job.files.checkpoints, rows, balance(rows.train), tokenizer, job.dtype, job.machine, reference
+        ),
+        check=lambda trainer: check_kto(trainer, settings.models, rows),
+        history=UnpairedHistory,
+    )
+
+
+def _unpaired(job: Job, data: Preferences) -> Unpaired:
+    """The rows to train on, with a word about those that are left out."""
+    settings, workspace = job.settings, job.workspace
+    extra = read_one_sided(workspace.require(workspace.one_sided_rows, made_by="curate"))
+    rows = unpair(
+        data.train.rows,
+        data.held_out.rows,
+        extra,
+        load_tokenizer(settings.models.base),
+        settings.train.max_length,
+        settings.train.batch_size,
+        settings.seed,
+    )
+    job.say(f"{len(data.train.rows)} pairs and {sum(not row.held_out for row in extra)} one-sided rows")
+    if rows.too_long:
+        job.say(f"WARNING: {rows.too_long} one-sided rows are longer than train.max_length and are left out")
+    if rows.alone:
+        job.say(f"{rows.alone} answers left out: alone in the last batch, KTO's KL could not be estimated for them")
+    return rows
 
 
 class UnpairedTrainer(PolicyTraining, StoredReference, KTOTrainer):
@@ -153,7 +218,8 @@ class UnpairedHistory(TrainingHistory):
     """
 
     measures: ClassVar = _MEASURES
-    detectors: ClassVar = OF_ANSWERS
+    detectors: ClassVar = ALARMS
+    view: ClassVar = OF_ANSWERS
 
     def _evaluation_line(self, row: dict[str, Any]) -> str:
         return (
@@ -169,6 +235,6 @@ class UnpairedHistory(TrainingHistory):
 
 
 def _rewards(row: dict[str, Any], prefix: str = "") -> str:
-    shown = {"desirable": row[f"{prefix}rewards_chosen"], "undesirable": row[f"{prefix}rewards_rejected"]}
-    found = "  ".join(f"{name} {'none' if reward is None else f'{reward:+.3f}'}" for name, reward in shown.items())
-    return f"{found}  KL {row[f'{prefix}kl']:.2f}"
+    rewards = {"desirable": row[f"{prefix}rewards_chosen"], "undesirable": row[f"{prefix}rewards_rejected"]}
+    shown = "  ".join(f"{name} {'none' if reward is None else f'{reward:+.3f}'}" for name, reward in rewards.items())
+    return f"{shown}  KL {row[f'{prefix}kl']:.2f}"

@@ -1,4 +1,4 @@
-"""What DPO training will need of the accelerator's memory, estimated before anything is loaded, against what there is."""
+"""What training will need of the accelerator's memory, estimated before anything is loaded, against what there is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Dtype, Machine, usable_memory
 from cai_helpers.models.hub import from_hub, locate
 from cai_helpers.schema import Record
-from cai_helpers.settings import Settings
+from cai_helpers.settings import Settings, Train
 
 # Values a token that a layer keeps for its backward pass: _KEPT_HIDDEN times the hidden size and _KEPT_MLP times the MLP's;
 # the LoRA on each linear layer keeps copies of its own. While one layer is worked on, _WORKING times the MLP's come on
@@ -47,8 +47,11 @@ class MemoryPlan(Record):
         return f"about {self.total / GIB:.1f} of {self.limit / GIB:.1f} GiB on {self.device} ({sums}){tight}"
 
 
-def plan_memory(settings: Settings, dtype: Dtype, machine: Machine, longest: int) -> MemoryPlan:
-    """The peak of a training step with `settings.train.batch_size` pairs whose sides have `longest` tokens.
+def plan_memory(settings: Settings, dtype: Dtype, machine: Machine, longest: int, sides: int) -> MemoryPlan:
+    """The peak of a training step with `settings.train.batch_size` rows of `sides` sequences of `longest` tokens.
+
+    sides: 2 of a pair, both in one batch; 1 of an answer, for KTO and supervised fine-tuning. What KTO computes for its
+    KL keeps nothing for a backward pass, and is over before the step's own activations are there.
 
     weights       every parameter in the precision of the base
     adapters      LoRA on every linear layer: weight, gradient and Adam's two moments in fp32, and the frozen copy that
@@ -57,13 +60,13 @@ def plan_memory(settings: Settings, dtype: Dtype, machine: Machine, longest: int
                   inputs of all (Chen et al. 2016, arXiv 1604.06174); and tokens · 3 · MLP for the layer at work
     head          TRL's chunked head: one tile of 4096 tokens by 8192 logits, and the hidden states with their gradient
                   in fp32; the full logits, tokens by vocabulary, are never there
-    tokens        2 · batch · longest, since both sides of a pair are one batch
+    tokens        sides · batch · longest
 
     On a GPU the CUDA context (some 0.4 GiB) and what the allocator cannot fill come on top.
     """
     config, parameters, lora = _shape(settings)
     size = 4 if dtype == "fp32" else 2
-    tokens = 2 * settings.train.batch_size * longest
+    tokens = sides * settings.train.batch_size * longest
     layers, hidden = config.num_hidden_layers, config.hidden_size
     mlp = config.intermediate_size
     kept = tokens * (_KEPT_HIDDEN * hidden + _KEPT_MLP * mlp) * size
@@ -93,13 +96,19 @@ def require_memory(plan: MemoryPlan, settings: Settings) -> MemoryPlan:
     smaller = []
     if not train.gradient_checkpointing:
         smaller.append("train.gradient_checkpointing=true")
-    if train.batch_size > 1:
-        smaller.append(f"train.batch_size={train.batch_size // 2} with train.accumulation={train.accumulation * 2}")
-    smaller += ["a smaller train.max_length", "a larger card"]
+    smaller += [*filter(None, [smaller_batch(train)]), "a smaller train.max_length", "a larger card"]
     raise CaiError(
         f"Training does not fit: it takes {plan.line().replace('; TIGHT: it may run out', '')}.",
         f"Nothing was trained. Set {', or '.join(smaller)}; restart the runtime if something else holds memory.",
     )
+
+
+def smaller_batch(train: Train) -> str:
+    """Half the batch with the same effective one, as settings; "" where it cannot be halved: KTO needs two answers."""
+    half = train.batch_size // 2
+    if half < (2 if train.method == "kto" else 1):
+        return ""
+    return f"train.batch_size={half} with train.accumulation={train.accumulation * 2}"
 
 
 def _shape(settings: Settings) -> tuple[Any, int, int]:
@@ -115,7 +124,7 @@ def _shape(settings: Settings) -> tuple[Any, int, int]:
     linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
     rank = _rank(settings)
     lora = sum(rank * (part.in_features + part.out_features) for part in linear)
-    return config.get_text_config(), sum(one.numel() for one in model.parameters()), lora
+    return config.get_text_config(), sum(weights.numel() for weights in model.parameters()), lora
 
 
 def _rank(settings: Settings) -> int:

@@ -1,39 +1,107 @@
-"""One phase of training: from the newest good checkpoint to the end, and then which checkpoint is taken home."""
+"""One training, whatever its method: planned, checked, watched, copied, run to its end, and the best policy taken home."""
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from cai_helpers.errors import CaiError, WorkspaceVanished
+from cai_helpers.machine.hardware import Dtype, Machine
+from cai_helpers.settings import Settings
+from cai_helpers.training.memory_plan import plan_memory, require_memory
+from cai_helpers.training.outcome.course import Course, course_of
 from cai_helpers.training.watch import checkpoints
+from cai_helpers.training.watch.copies import Copies, RunFiles
+from cai_helpers.workspace import Workspace
 
 if TYPE_CHECKING:
     from cai_helpers.training.trainer import PolicyTraining
-    from cai_helpers.training.watch.history import TrainingHistory
+    from cai_helpers.training.watch.history import TrainingHistory, Watcher
+
+Trainer = TypeVar("Trainer", bound="PolicyTraining")
 
 
-def run_phase(
-    trainer: PolicyTraining,
-    history: TrainingHistory,
-    folder: Path,
-    say: Callable[[str], None],
-) -> tuple[int, int | None]:
-    """Train to the end and put the best policy back into the model: (its step, the step that was resumed from).
+class Job(NamedTuple):
+    """What is to be trained with, where its files go, and who looks on."""
+
+    name: str  # in front of its lines in the log
+    settings: Settings
+    workspace: Workspace
+    dtype: Dtype
+    machine: Machine
+    files: RunFiles
+    adapter: Path  # where the policy goes
+    alone: bool  # it is to stand for itself on the original base; False: on the base that Stage 2 is merged into
+    copies: Copies | None = None
+    watch: Watcher | None = None
+
+    def say(self, message: str, show: bool = True) -> None:
+        self.workspace.say(self.name, message, show)
+
+    def copy_out(self, checkpoint: Path) -> None:
+        if self.copies is not None:
+            self.copies.put(self.files, checkpoint)
+
+    def keep(self, history: type[TrainingHistory]) -> TrainingHistory:
+        files, fp16 = self.files, self.dtype == "fp16"
+        return history(files.history, files.checkpoints, fp16, self.say, self.settings, self.watch, self.copy_out)
+
+
+class Method(NamedTuple, Generic[Trainer]):
+    """What is particular to a method. `build` loads the model, so it is called when the memory was found to suffice."""
+
+    header: str
+    longest: int  # tokens of a sequence
+    sides: int  # sequences a row
+    build: Callable[[], Trainer]
+    check: Callable[[Trainer], Sequence[tuple[str, str]]]  # before the first update; raises where it does not hold
+    history: type[TrainingHistory]
+
+    def require_memory(self, job: Job) -> tuple[str, str]:
+        """The memory plan, as a check."""
+        plan = plan_memory(job.settings, job.dtype, job.machine, self.longest, self.sides)
+        return "memory plan", require_memory(plan, job.settings).line()
+
+
+class Trained(NamedTuple, Generic[Trainer]):
+    course: Course
+    trainer: Trainer  # its model is the policy that is kept
+    rows: list[dict[str, Any]]  # of the history
+
+
+def carry_out(job: Job, method: Method[Trainer]) -> Trained[Trainer]:
+    """Train to the end, from the newest good checkpoint here or among the copies, and write the best policy.
 
     Raises:
-        CaiError: stopped by hand, a number that is not finite, or no checkpoint is whole.
+        CaiError: a check before the first update fails, it was stopped by hand, a number is not finite, memory does not
+            suffice, or no checkpoint is whole.
     """
-    from cai_helpers.training.policy.lora import restore_policy
+    from cai_helpers.training.policy.lora import restore_policy, save_policy
 
+    job.say(method.header)
+    memory = method.require_memory(job)
+    if job.copies is not None:
+        job.copies.fetch_where_needed(job.files)  # before the reference is asked for: a copy has that too
+    trainer = method.build()
+    checks = [*method.check(trainer), memory]
+    for what, result in checks:
+        job.say(f"check: {what}: {result}")
+    history = job.keep(method.history)
     trainer.add_callback(history)
-    start = checkpoints.newest_good(folder, say)
-    _run(trainer, history, start, folder, say)
-    best_step = _best_good(history, folder, say)
+    folder = job.files.checkpoints
+    start = checkpoints.newest_good(folder, job.say)
+    _run(trainer, history, start, folder, job.say)
+    best_step = _best_good(history, folder, job.say)
     restore_policy(trainer.model, checkpoints.at_step(folder, best_step))
-    return best_step, start and checkpoints.step_of(start)
+    merged = trainer.start.merged if job.alone else None
+    save_policy(trainer.model, job.adapter, job.settings.models.base, merged and merged.factors)
+    job.say(f"the policy of step {best_step} is in {job.adapter}; read back, it equals what was trained")
+    resumed_from = None if start is None else checkpoints.step_of(start)
+    copied = None if job.copies is None else job.copies.line()
+    course = course_of(history, checks, best_step, resumed_from, job.dtype, copied)
+    return Trained(course, trainer, history.rows())
 
 
 def _run(

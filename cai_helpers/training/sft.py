@@ -13,11 +13,15 @@ from trl import SFTConfig, SFTTrainer
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Dtype, Machine
+from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Models, Settings
 from cai_helpers.training.checks import Check, check_trained_parameters, merged_in
+from cai_helpers.training.outcome.course import kept_row
+from cai_helpers.training.outcome.sft import SftReport
 from cai_helpers.training.policy.lora import POLICY, require_equal
-from cai_helpers.training.rows.pairs import EncodedPair, as_completions, encode
+from cai_helpers.training.rows.pairs import EncodedPair, Preferences, as_completions, encode, revisions
+from cai_helpers.training.run import Job, Method, carry_out
 from cai_helpers.training.trainer import (
     PolicyTraining,
     Start,
@@ -27,9 +31,46 @@ from cai_helpers.training.trainer import (
     trainer_options,
 )
 from cai_helpers.training.watch.history import TrainingHistory
+from cai_helpers.training.watch.views import OF_REVISIONS
 
 IGNORED = -100  # the label of tokens that do not count
 _MEASURES = {"loss": "loss", "mean_token_accuracy": "token_accuracy"}  # TRL's name → ours; eval_ before either
+
+
+def train_supervised(job: Job, data: Preferences) -> SftReport:
+    """Fine-tune on the winning revisions.
+
+    Raises:
+        CaiError: no revision won; and as run.carry_out.
+    """
+    trained = carry_out(job, by_supervision(job, data))
+    return SftReport(
+        **dict(trained.course),
+        rows=len(trained.trainer.train_dataset),
+        eval_rows=len(trained.trainer.eval_dataset),
+        eval_token_accuracy=kept_row(trained.rows, trained.course.best_step)["eval_token_accuracy"],
+    )
+
+
+def by_supervision(job: Job, data: Preferences) -> Method[SupervisedTrainer]:
+    settings, tokenizer = job.settings, load_tokenizer(job.settings.models.base)
+    train, held_out = revisions(data.train).rows, revisions(data.held_out).rows
+    if not train or not held_out:
+        raise CaiError(
+            f"{len(train)} winning revisions to learn from and {len(held_out)} held out: both are needed.",
+            "Set train.method=dpo, which also learns from drafts that won, or generate more pairs.",
+        )
+    encoded = (encode(row, tokenizer) for row in (*train, *held_out))
+    return Method(
+        header=f"{len(train)} winning revisions, {len(held_out)} held out, {job.dtype} on {job.machine.name}",
+        longest=max(len(pair.prompt) + len(pair.chosen) for pair in encoded),
+        sides=1,
+        build=lambda: build_supervised(
+            settings, job.files.checkpoints, train, held_out, tokenizer, job.dtype, job.machine
+        ),
+        check=lambda trainer: check_supervised(trainer, train, settings.models),
+        history=SupervisedHistory,
+    )
 
 
 class SupervisedTrainer(PolicyTraining, SFTTrainer):
@@ -118,6 +159,7 @@ class SupervisedHistory(TrainingHistory):
 
     measures: ClassVar = _MEASURES
     detectors: ClassVar = []
+    view: ClassVar = OF_REVISIONS
 
     def _evaluation_line(self, row: dict[str, Any]) -> str:
         return (

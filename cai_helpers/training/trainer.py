@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import datasets
 import torch
@@ -21,13 +21,22 @@ from cai_helpers.models.batches import is_out_of_memory
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.settings import Settings, Train
+from cai_helpers.training.memory_plan import smaller_batch
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
 from cai_helpers.training.policy.merged import Merged, merge_stage2
 from cai_helpers.training.watch import checkpoints
+from cai_helpers.training.watch.finite import not_finite
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+else:
+    Trainer = object  # one of TRL's comes behind it
 
 
-class PolicyTraining:
+class PolicyTraining(Trainer):
     """Mixed into one of TRL's trainers, in front of it."""
+
+    start: Start
 
     def __init__(self, **options: Any) -> None:
         ground.make_folder(Path(options["args"].output_dir))  # the Trainer would make the folders above it as well
@@ -158,9 +167,7 @@ def explained_memory(train: Train) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        smaller = "a smaller train.max_length"
-        if train.batch_size // 2 >= (2 if train.method == "kto" else 1):
-            smaller = f"train.batch_size={train.batch_size // 2} and train.accumulation={train.accumulation * 2}"
+        smaller = smaller_batch(train) or "a smaller train.max_length"
         raise CaiError(
             "Training does not fit into the accelerator's memory.",
             "Restart the runtime so that nothing else holds memory; set train.gradient_checkpointing=true, or "
@@ -185,11 +192,3 @@ def quiet_libraries() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             datasets.enable_progress_bars()
-
-
-def not_finite(what: str, step: int) -> CaiError:
-    return CaiError(
-        f"The {what} is not finite at step {step}; training stopped before it could spoil a checkpoint.",
-        "Halve train.learning_rate; on a card with compute capability 8.0 or higher set models.dtype=bf16. "
-        "Then `cai train --fresh`.",
-    )

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
-from cai_helpers.training.dpo import PolicyTrainer
 from cai_helpers.training.policy.lora import REFERENCE
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 _PAIRS = 32  # measured; two forward passes a side
 _CHUNK = 64  # positions at once: in fp32 a vocabulary of 256,000 takes a megabyte a position
 
 
-def token_kl(trainer: PolicyTrainer) -> float:
+def token_kl(trainer: Trainer) -> float:
     """KL(policy ‖ reference) in nats a token: the mean over the positions of held-out answers, exact at each.
 
     The full next-token distributions are compared, so nothing is sampled; but the positions are those of the chosen and
     rejected answers and not of what the policy itself would write, so it is an estimate for those. Positions and not
     sequences: a sum over an answer would depend on its length.
+
+    trainer: its policy after training, and the held-out pairs as token ids in its eval_dataset.
     """
     model = trainer.accelerator.unwrap_model(trainer.model).eval()
     total, positions = 0.0, 0

@@ -26,13 +26,15 @@ def held_against(
     """
     training = [row for row in rows if "loss" in row]
     epochs = max(row["epoch"] for row in rows)
+    share = proportion(eval_accuracy * eval_pairs, eval_pairs)
+    assert share is not None  # training refuses to start without held-out pairs
     slope = slope_of([row["epoch"] for row in training], [row["margin"] for row in training])
     return [
         Target(name="epochs", aim=f"{EPOCHS} done", found=f"{epochs:g}", ok=epochs >= EPOCHS - 1e-3),
         Target(
             name="held-out accuracy",
             aim=f"at least {ACCURACY:.0%}; a coin has 50 %",
-            found=f"{proportion(eval_accuracy * eval_pairs, eval_pairs).percent()} of {eval_pairs} pairs",
+            found=f"{share.percent()} of {eval_pairs} pairs",
             ok=eval_accuracy >= ACCURACY,
         ),
         Target(
@@ -88,6 +90,6 @@ def _independent(noise: np.ndarray) -> float:
     if total == 0:
         return float(len(noise))
     n = len(noise)
-    found = float((noise[1:] * noise[:-1]).sum()) / total
-    r = min(max(0.0, found + (1 + 4 * found) / n), 0.99)
+    lag1 = float((noise[1:] * noise[:-1]).sum()) / total
+    r = min(max(0.0, lag1 + (1 + 4 * lag1) / n), 0.99)
     return n * (1 - r) / (1 + r)

@@ -6,12 +6,17 @@ Importing this imports torch.
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 
 from cai_helpers.errors import CaiError
 from cai_helpers.training.policy.reference_store import ReferenceStore
+
+if TYPE_CHECKING:
+    from transformers import Trainer
+else:
+    Trainer = object  # one of TRL's comes behind it
 
 
 class Measured(NamedTuple):
@@ -28,9 +33,10 @@ class Measured(NamedTuple):
         return self.reward_chosen - self.reward_rejected
 
 
-class StoredReference:
+class StoredReference(Trainer):
     """Mixed into a trainer of TRL that precomputes its reference, in front of it."""
 
+    _precompute_model_hash: str  # of TRL's own cache
     reference_columns: ClassVar[tuple[str, str]]  # as TRL names them, in the order of its compute_ref_log_probs
 
     def __init__(self, reference: ReferenceStore, **options: Any) -> None:
@@ -44,7 +50,7 @@ class StoredReference:
         first = list(self.train_dataset.select(range(min(rows, len(self.train_dataset)))))
         return [self._measure(first[start : start + size]) for start in range(0, len(first), size)]
 
-    def _measure(self, rows: list[dict]) -> Measured:
+    def _measure(self, rows: list[dict[str, Any]]) -> Measured:
         batch = self._prepare_inputs(self.data_collator(rows))
         with torch.no_grad(), self.accelerator.autocast():
             loss = self.compute_loss(self.model, batch)
@@ -56,7 +62,7 @@ class StoredReference:
             loss=loss.item(),
             reward_chosen=metrics.get("rewards/chosen", 0.0),  # a batch of unpaired rows may hold one side alone
             reward_rejected=metrics.get("rewards/rejected", 0.0),
-            reference_error=max((one - two).abs().max().item() for one, two in zip(live, stored, strict=True)),
+            reference_error=max((now - then).abs().max().item() for now, then in zip(live, stored, strict=True)),
             start=self._start_value(batch),
         )
 

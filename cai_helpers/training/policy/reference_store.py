@@ -32,7 +32,9 @@ class ReferenceStore(NamedTuple):
             self.say(f"WARNING: the reference's log-probabilities are computed again: {reason}")
             return None
         path = self.folder / f"{split}.json"
-        stored = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"key": None}
+        if not path.exists():
+            return None
+        stored = json.loads(path.read_text(encoding="utf-8"))
         return stored if stored.pop("key") == self.key else None
 
     def write(self, split: str, values: Values) -> None:

@@ -63,15 +63,16 @@ def unpair(
     if not accepts_system(tokenizer):
         extra = [row.model_copy(update={"prompt": fold_system(row.prompt)}) for row in extra]
     fitting = [row for row in extra if _tokens(row, tokenizer) <= max_length]
-    parts, alone = [], 0
+    parts: dict[str, list[UnpairedRow]] = {}
+    alone = 0
     for name, pairs in (("train", train), ("eval", held_out)):
         rows = [side for pair in pairs for side in _sides(pair, held_out=name == "eval")]
         rows += [row for row in fitting if row.held_out == (name == "eval")]
         random.Random(f"{seed}:kto:{name}").shuffle(rows)
         left = len(rows) % batch_size == 1
         alone += left
-        parts.append(rows[:-1] if left else rows)
-    return Unpaired(*parts, too_long=len(extra) - len(fitting), alone=alone)
+        parts[name] = rows[:-1] if left else rows
+    return Unpaired(parts["train"], parts["eval"], too_long=len(extra) - len(fitting), alone=alone)
 
 
 def balance(rows: Sequence[UnpairedRow]) -> Weights:

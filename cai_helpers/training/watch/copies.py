@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
 from cai_helpers.ground import make_folder
 from cai_helpers.models.hub import transport_error
@@ -43,6 +43,14 @@ class Place(Protocol):
         """Make room for a run that starts over; nothing is lost."""
 
 
+class RunFiles(NamedTuple):
+    """What a run goes on from."""
+
+    checkpoints: Path
+    history: Path
+    reference: Workspace | None  # whose reference's log-probabilities belong to it; None: the method needs none
+
+
 class Copies:
     """The copies of one run."""
 
@@ -50,15 +58,15 @@ class Copies:
         self._place, self._where, self._fingerprint, self._say = place, where, plain(fingerprint), say
         self.made = self.failed = 0
 
-    def put(self, workspace: Workspace, checkpoint: Path) -> None:
+    def put(self, files: RunFiles, checkpoint: Path) -> None:
         """Copy a sealed checkpoint out; say loudly when that fails."""
         try:
             with tempfile.TemporaryDirectory() as scratch:
                 draft = Path(scratch)
-                self._stage(workspace, checkpoint, draft)
-                kept = {folder.name for folder in checkpoints.in_order(workspace.checkpoints)}
-                there = {name for name in self._place.names() if name.startswith("checkpoint-")}
-                self._place.put(draft, sorted(there - kept))
+                self._stage(files, checkpoint, draft)
+                kept = {folder.name for folder in checkpoints.in_order(files.checkpoints)}
+                copied = {name for name in self._place.names() if name.startswith("checkpoint-")}
+                self._place.put(draft, sorted(copied - kept))
         except (OSError, ValueError, transport_error()) as error:
             self.failed += 1
             self._say(
@@ -69,12 +77,12 @@ class Copies:
         self.made += 1
         self._say(f"{checkpoint.name} is copied to {self._where}, every file compared")
 
-    def fetch_where_needed(self, workspace: Workspace) -> None:
+    def fetch_where_needed(self, files: RunFiles) -> None:
         """Fetch where there is no checkpoint to go on from. Before the reference is asked for: a copy has that too."""
-        if checkpoints.newest_good(workspace.checkpoints, self._say) is None:
-            self.fetch(workspace)
+        if checkpoints.newest_good(files.checkpoints, self._say) is None:
+            self.fetch(files)
 
-    def fetch(self, workspace: Workspace) -> None:
+    def fetch(self, files: RunFiles) -> None:
         """Bring back what this very run has copied out, if anything; damaged checkpoints are left where they are."""
         try:
             with tempfile.TemporaryDirectory() as scratch:
@@ -85,7 +93,7 @@ class Copies:
                 if json.loads((draft / _RUN).read_text(encoding="utf-8")) != self._fingerprint:
                     self._say(f"WARNING: what lies in {self._where} is of another run and is not used")
                     return
-                self._unpack(workspace, draft)
+                self._unpack(files, draft)
         except (OSError, ValueError, transport_error()) as error:
             self._say(f"WARNING: no copies could be fetched from {self._where}: {_first_line(error)}")
 
@@ -100,10 +108,11 @@ class Copies:
         failed = f", {self.failed} FAILED" if self.failed else ""
         return f"{self.made} checkpoints copied to {self._where}{failed}"
 
-    def _stage(self, workspace: Workspace, checkpoint: Path, draft: Path) -> None:
+    def _stage(self, files: RunFiles, checkpoint: Path, draft: Path) -> None:
         write_json(draft / _RUN, self._fingerprint)
-        shutil.copy(workspace.history, draft / _HISTORY)
-        self._stage_reference(workspace, draft)
+        shutil.copy(files.history, draft / _HISTORY)
+        if files.reference is not None:
+            self._stage_reference(files.reference, draft)
         shutil.copytree(checkpoint, draft / checkpoint.name)
         if reason := checkpoints.fault(draft / checkpoint.name):
             raise OSError(f"it was damaged while it was read: {reason}")
@@ -117,18 +126,19 @@ class Copies:
         shutil.copytree(folder_of(workspace), draft / _REFERENCE)
         shutil.copy(record_of(workspace), draft / _RECORD)
 
-    def _unpack(self, workspace: Workspace, draft: Path) -> None:
-        make_folder(workspace.checkpoints)
+    def _unpack(self, files: RunFiles, draft: Path) -> None:
+        make_folder(files.checkpoints)
         brought = []
         for folder in checkpoints.in_order(draft):
             if reason := checkpoints.fault(folder):
                 self._say(f"the copy of {folder.name} in {self._where} is not used: {reason}")
-            elif not (target := workspace.checkpoints / folder.name).exists():
+            elif not (target := files.checkpoints / folder.name).exists():
                 shutil.copytree(folder, target)
                 brought.append(folder.name)
-        if not workspace.history.exists():
-            write_atomically(workspace.history, (draft / _HISTORY).read_bytes())
-        self._unpack_reference(workspace, draft)
+        if not files.history.exists():
+            write_atomically(files.history, (draft / _HISTORY).read_bytes())
+        if files.reference is not None:
+            self._unpack_reference(files.reference, draft)
         if brought:
             self._say(f"fetched {', '.join(brought)} from {self._where}")
 
@@ -187,12 +197,13 @@ class HubPlace:
         api = HfApi()
         api.create_repo(self._repository, private=True, exist_ok=True)
         files = {self._remote(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
-        operations = [CommitOperationAdd(name, file) for name, file in files.items()]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = []
+        operations += [CommitOperationAdd(name, file) for name, file in files.items()]
         operations += [CommitOperationDelete(f"{self._folder}/{name}/", is_folder=True) for name in stale]
         api.create_commit(self._repository, operations, commit_message=f"Checkpoint of {self._folder}")
-        there = {info.path: info for info in api.get_paths_info(self._repository, list(files))}
+        sent = {info.path: info for info in api.get_paths_info(self._repository, list(files))}
         for name, file in files.items():
-            if name not in there or not _equals(file, there[name]):
+            if name not in sent or not _equals(file, sent[name]):
                 raise OSError(f"{name} on the Hub is not what was sent")
 
     def names(self) -> list[str]:
@@ -223,11 +234,16 @@ class HubPlace:
         return f"{self._folder}/{path.as_posix()}"
 
 
-def open_copies(copy_to: str | None, fingerprint: Fingerprint, say: Callable[[str], None]) -> Copies | None:
-    """The copies of the run that was begun with `fingerprint`; None where train.copy_to is not set."""
+def open_copies(
+    copy_to: str | None, fingerprint: Fingerprint, say: Callable[[str], None], phase: str = "training"
+) -> Copies | None:
+    """The copies of the run that was begun with `fingerprint`; None where train.copy_to is not set.
+
+    phase: the first word of the name under which they lie.
+    """
     if copy_to is None:
         return None
-    name = "training-" + hashlib.sha256(json.dumps(plain(fingerprint), sort_keys=True).encode()).hexdigest()[:12]
+    name = f"{phase}-" + hashlib.sha256(json.dumps(plain(fingerprint), sort_keys=True).encode()).hexdigest()[:12]
     place = HubPlace(copy_to.removeprefix(HUB), name) if copy_to.startswith(HUB) else FolderPlace(Path(copy_to) / name)
     return Copies(place, f"{copy_to}/{name}", fingerprint, say)
 
@@ -238,7 +254,7 @@ def hash_of(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def _equals(file: Path, info) -> bool:
+def _equals(file: Path, info: Any) -> bool:
     """Whether the Hub holds these bytes: large files are known there by sha256, small ones by git's blob id."""
     content = file.read_bytes()
     if info.lfs is not None:

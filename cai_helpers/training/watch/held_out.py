@@ -71,4 +71,6 @@ def split_by_length(pairs: Sequence[HeldOutPair]) -> LengthSplit | None:
 
 
 def _accuracy(pairs: Sequence[HeldOutPair]) -> Interval:
-    return proportion(sum(pair.margin > 0 for pair in pairs), len(pairs))
+    share = proportion(sum(pair.margin > 0 for pair in pairs), len(pairs))
+    assert share is not None  # of at least one pair: split_by_length has looked
+    return share

@@ -15,21 +15,11 @@ from transformers import TrainerCallback
 from cai_helpers.machine.hardware import GIB
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.training.trainer import not_finite
 from cai_helpers.training.watch import checkpoints
-from cai_helpers.training.watch.alarms import OF_PAIRS, OVERFITTING, Alarm, first_raised, raised_at_end
+from cai_helpers.training.watch.alarms import OVERFITTING, Alarm, Detector, first_raised, raised_at_end
+from cai_helpers.training.watch.finite import not_finite
+from cai_helpers.training.watch.views import View
 
-# TRL's name → ours. A training row has the first group, means over the steps since the last row; an evaluation row has
-# the same of the held-out pairs as eval_<name>, loss to logps_rejected.
-_MEASURES = {
-    "loss": "loss",
-    "rewards/accuracies": "accuracy",
-    "rewards/margins": "margin",
-    "rewards/chosen": "rewards_chosen",
-    "rewards/rejected": "rewards_rejected",
-    "logps/chosen": "logps_chosen",
-    "logps/rejected": "logps_rejected",
-}
 _TRAINING_ONLY = {"learning_rate": "lr", "grad_norm": "grad_norm", "num_tokens": "tokens"}
 _TIE = 1e-6  # rewards that small are none
 _MOST_SKIPPED = 20  # fp16 updates skipped in a row; the scaler halves each time, so from 65536 it is below 1 by then
@@ -48,13 +38,14 @@ class Progress(NamedTuple):
     steps: int  # in all
     seconds_left: float
     alarms: list[Alarm]
+    view: View  # what the method shows of them
 
 
 Watcher = Callable[[Progress], None]
 
 
 class TrainingHistory(TrainerCallback):
-    """Rows {step, epoch, seconds, …}, one for each logging step and each evaluation.
+    """Rows {step, epoch, seconds, …}, one for each logging step and each evaluation. A method's own is made of it.
 
     seconds counts training time over all calls, tokens those of this call; tokens_per_s is of the steps since the last
     row, without evaluating and saving; memory_gib is the peak that torch has allocated on the GPU, null on a CPU;
@@ -65,8 +56,11 @@ class TrainingHistory(TrainerCallback):
     one is not evaluated and so never the best: what comes out does not depend on the clock.
     """
 
-    measures: ClassVar = _MEASURES
-    detectors: ClassVar = OF_PAIRS
+    # TRL's name → ours. A training row has them as means over the steps since the last row; an evaluation row has the
+    # same of the held-out rows as eval_<name>.
+    measures: ClassVar[dict[str, str]]
+    detectors: ClassVar[list[Detector]]
+    view: ClassVar[View]
 
     def __init__(
         self,
@@ -79,6 +73,7 @@ class TrainingHistory(TrainerCallback):
         on_sealed: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self._path, self._folder, self._fp16, self._say = path, folder, fp16, say
+        self._rows: list[dict[str, Any]] | None = None  # those of the file, once it was read
         self._settings, self._watch, self._on_sealed = settings, watch, on_sealed
         self._alarms: list[Alarm] = []
         self._busy = 0.0  # seconds of this call spent in steps
@@ -93,12 +88,15 @@ class TrainingHistory(TrainerCallback):
         self.newest: Path | None = None  # checkpoint that this call has sealed
 
     def rows(self) -> list[dict[str, Any]]:
-        return list(read_jsonl(self._path)) if self._path.exists() else []
+        """All so far. The file is read once: this process alone writes it."""
+        if self._rows is None:
+            self._rows = list(read_jsonl(self._path)) if self._path.exists() else []
+        return list(self._rows)
 
     def best_first(self) -> list[Evaluation]:
         """Evaluations whose checkpoint is still there, the lowest loss first; of equals, the earlier one."""
-        found = [Evaluation(row["eval_loss"], row["step"]) for row in self.rows() if "eval_loss" in row]
-        return sorted(item for item in found if checkpoints.at_step(self._folder, item.step).is_dir())
+        evaluations = [Evaluation(row["eval_loss"], row["step"]) for row in self.rows() if "eval_loss" in row]
+        return sorted(item for item in evaluations if checkpoints.at_step(self._folder, item.step).is_dir())
 
     def alarms(self, until: int | None = None) -> list[Alarm]:
         """Those of the rows, each as it was first raised; of the rows up to step `until`."""
@@ -114,9 +112,11 @@ class TrainingHistory(TrainerCallback):
             self._bar.close()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        JsonlStore(self._path)  # repairs a torn last row
+        self._store = JsonlStore(self._path)  # repairs a torn last row
+        self._rows = None
         kept = [row for row in self.rows() if row["step"] <= state.global_step]
         write_jsonl(self._path, kept)
+        self._rows = kept
         self._earlier = kept[-1]["seconds"] if kept else 0.0
         self._first_step, self._started = state.global_step, time.monotonic()
         self._saved_at = self._started
@@ -128,6 +128,7 @@ class TrainingHistory(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         now = time.monotonic()
+        assert self._bar is not None  # on_train_begin made it
         self._bar.update()
         self._busy += now - self._step_began
         control.should_log |= state.global_step >= state.max_steps
@@ -142,17 +143,17 @@ class TrainingHistory(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         prefix = next((prefix for prefix in ("", "eval_") if f"{prefix}loss" in (logs or {})), None)
-        if prefix is None:  # the Trainer's closing summary
+        if logs is None or prefix is None:  # the Trainer's closing summary
             return
         row = self._row(logs, prefix, state)
         line = self._evaluation_line(row) if prefix else self._line(row, state)
         self._say(line, show=self._watch is None)
-        JsonlStore(self._path).append([row])
-        rows = self.rows()
+        self._store.append([row])
+        self._rows = rows = [*self.rows(), row]
         self._raise_alarms(rows, control, state)
         if self._watch is not None:
             left = self._pace(state) * (state.max_steps - state.global_step)
-            self._watch(Progress(rows, state.global_step, state.max_steps, left, self._alarms))
+            self._watch(Progress(rows, state.global_step, state.max_steps, left, self._alarms, self.view))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = checkpoints.at_step(self._folder, state.global_step)
@@ -206,21 +207,14 @@ class TrainingHistory(TrainerCallback):
         return (time.monotonic() - self._started) / max(1, state.global_step - self._first_step)
 
     def _evaluation_line(self, row: dict[str, Any]) -> str:
-        return (
-            f"step {row['step']}  held-out pairs: loss {row['eval_loss']:.4f}  "
-            f"accuracy {row['eval_accuracy']:.2f}  margin {row['eval_margin']:+.3f}{self._best_mark(row)}"
-        )
+        raise NotImplementedError
 
     def _best_mark(self, row: dict[str, Any]) -> str:
         before = self.best_first()
         return "" if before and before[0].loss <= row["eval_loss"] else "  (best so far)"
 
     def _line(self, row: dict[str, Any], state: Any) -> str:
-        return (
-            f"step {row['step']}/{state.max_steps}  loss {row['loss']:.4f}  accuracy {row['accuracy']:.2f}  "
-            f"margin {row['margin']:+.3f}  chosen {row['rewards_chosen']:+.3f}  "
-            f"rejected {row['rewards_rejected']:+.3f}  lr {row['lr']:.1e}  {self._speed(row, state)}"
-        )
+        raise NotImplementedError
 
     def _speed(self, row: dict[str, Any], state: Any) -> str:
         pace = self._pace(state)
