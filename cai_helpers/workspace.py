@@ -7,7 +7,6 @@ of every output, and `finished` checks both.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 from tqdm.auto import tqdm
 
 from cai_helpers import ground, lock
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, SettingsChanged, WorkspaceVanished
 from cai_helpers.machine.processes import is_main_process
 from cai_helpers.schema import StageReport
@@ -264,19 +264,6 @@ def difference(before: Fingerprint, now: Fingerprint) -> list[str]:
 def section(name: str, settings: BaseModel, exclude: set[str] | None = None) -> Fingerprint:
     """A settings section as fingerprint entries: {"train.beta": 0.1, …}."""
     return {f"{name}.{field}": value for field, value in settings.model_dump(mode="json", exclude=exclude).items()}
-
-
-def file_hash(path: Path) -> str | None:
-    """sha256 of a file; of a folder, over the names and hashes of the files below it; None if there is none."""
-    if path.is_dir():
-        digest = hashlib.sha256()
-        for item in sorted(item for item in path.rglob("*") if item.is_file()):
-            digest.update(f"{item.relative_to(path).as_posix()}\0{file_hash(item)}\0".encode())
-        return digest.hexdigest()
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_hash(path: Path) -> str:

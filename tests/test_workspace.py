@@ -2,7 +2,7 @@ import pytest
 
 from cai_helpers.errors import CaiError, SettingsChanged
 from cai_helpers.schema import StageReport
-from cai_helpers.workspace import difference, file_hash
+from cai_helpers.workspace import difference
 
 
 class Report(StageReport):
@@ -69,11 +69,3 @@ def test_a_missing_input_names_the_notebook_that_makes_it(workspace):
 
 def test_a_difference_names_what_is_new_and_what_is_gone():
     assert difference({"a": 1, "b": 2}, {"a": 1, "c": 3}) == ["b was 2, now None", "c was None, now 3"]
-
-
-def test_a_folder_hash_sees_names_and_contents(tmp_path):
-    (tmp_path / "a").write_text("1")
-    first = file_hash(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert file_hash(tmp_path) != first
-    assert file_hash(tmp_path / "none") is None

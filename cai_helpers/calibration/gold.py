@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, GoldUnreachable
 from cai_helpers.models.hub import locate
 from cai_helpers.prompts.sources import Malformed, Row, as_prompt_messages, is_file, parse_transcript, read_rows
 from cai_helpers.schema import Messages
 from cai_helpers.settings import Prompts
-from cai_helpers.workspace import file_hash
 
 # Columns of the better and of the worse one. Transcripts end on the response; our own form has `messages` beside.
 _TRANSCRIPTS = (("text_correct", "text_incorrect"), ("chosen", "rejected"))  # HHH; hh-rlhf

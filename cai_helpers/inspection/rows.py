@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cai_helpers.analysis.frame import read_pairs
+from cai_helpers.contents import file_hash
 from cai_helpers.curation.overrides import Override, pair_key
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Record, ScoredPair
 from cai_helpers.settings import load_settings
 from cai_helpers.store import read_jsonl
-from cai_helpers.workspace import Workspace, file_hash
+from cai_helpers.workspace import Workspace
 
 Order = Literal["file", "largest delta first", "smallest delta first"]
 Facet = Literal["outcome", "chosen", "category", "curation"]

@@ -10,6 +10,7 @@ import yaml
 from cai_helpers.analysis.diagnosis import Finding
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
+from cai_helpers.contents import file_hash
 from cai_helpers.critique.protocol_choice import read_choice
 from cai_helpers.evaluation.comparison import BENIGN, CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
 from cai_helpers.pages.template import write_page
@@ -18,7 +19,7 @@ from cai_helpers.schema import Target
 from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
-from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Manifest, Workspace, file_hash
+from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Manifest, Workspace
 
 _STAGES = ("generate", "score", "curate", "analyze", "train", "evaluate")
 _EXAMPLES_SHOWN = 3  # of the largest gains, and as many of the largest losses

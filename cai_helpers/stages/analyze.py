@@ -10,12 +10,13 @@ from cai_helpers.analysis.frame import read_frame
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Example, Group, LengthBias, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.contents import file_hash
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.pages.pair_pictures import save_pair_plots
 from cai_helpers.pages.pairs_page import write_pairs_page
 from cai_helpers.schema import StageReport, Target
 from cai_helpers.settings import Settings
-from cai_helpers.workspace import Workspace, file_hash, holds_workspace
+from cai_helpers.workspace import Workspace, holds_workspace
 
 _GROUPS_LISTED = 8  # principles in the short table; the page has all
 _EXAMPLES_LISTED, _EXAMPLE_CHARACTERS = 2, 160  # of the worst and of the best revisions; the page has more, whole

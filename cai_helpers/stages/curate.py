@@ -9,6 +9,7 @@ from cai_helpers.analysis.frame import pair_frame, read_pairs
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.contents import file_hash
 from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.overrides import read_overrides
 from cai_helpers.curation.rules import DROP_MEANING, RULES, Curation, Overruled, curate, refuses_over_answer
@@ -17,7 +18,7 @@ from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
-from cai_helpers.workspace import Workspace, file_hash, holds_workspace, section
+from cai_helpers.workspace import Workspace, holds_workspace, section
 
 
 class CurateReport(StageReport):

@@ -12,6 +12,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.comparison import (
     BENIGN,
@@ -44,7 +45,7 @@ from cai_helpers.schema import Completion, Prompt, StageReport
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Models, Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace, file_hash, holds_workspace, section
+from cai_helpers.workspace import Fingerprint, Workspace, holds_workspace, section
 
 Answers = dict[tuple[str, str], Completion]  # (prompt id, stage) → what the model said
 

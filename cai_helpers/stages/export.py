@@ -13,13 +13,14 @@ from string import Template
 from typing import Any
 
 from cai_helpers import __version__
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 from cai_helpers.ground import make_folder
 from cai_helpers.models.hub import EMBEDDED
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.training.policy.losses import readable
-from cai_helpers.workspace import Workspace, file_hash, holds_workspace, library_versions, require_hash
+from cai_helpers.workspace import Workspace, holds_workspace, library_versions, require_hash
 
 NAME = "stage3_constitutional"
 _WEIGHTS = "models/lora_adapters/adapter_model.safetensors"

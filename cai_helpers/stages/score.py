@@ -6,12 +6,13 @@ import time
 from collections import Counter
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
+from cai_helpers.contents import file_hash
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.schema import ScoredPair, Side, StageReport, Trace
 from cai_helpers.scoring.judge import Judged, PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.workspace import Workspace, file_hash, holds_workspace
+from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class ScoreReport(StageReport):

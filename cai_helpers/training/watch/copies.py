@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
+from cai_helpers.contents import hashes_below
 from cai_helpers.ground import make_folder
 from cai_helpers.models.hub import transport_error
 from cai_helpers.store import write_atomically, write_json
@@ -157,7 +158,7 @@ class FolderPlace:
             draft, target = self._folder / f"partial-{item.name}", self._folder / item.name
             shutil.rmtree(draft, ignore_errors=True)
             shutil.copytree(item, draft)
-            if hash_of(draft) != hash_of(item):
+            if hashes_below(draft) != hashes_below(item):
                 raise OSError(f"{item.name} is not what was written when it is read back")
             shutil.rmtree(target, ignore_errors=True)
             draft.replace(target)
@@ -230,12 +231,6 @@ def open_copies(copy_to: str | None, fingerprint: Fingerprint, say: Callable[[st
     name = "training-" + hashlib.sha256(json.dumps(plain(fingerprint), sort_keys=True).encode()).hexdigest()[:12]
     place = HubPlace(copy_to.removeprefix(HUB), name) if copy_to.startswith(HUB) else FolderPlace(Path(copy_to) / name)
     return Copies(place, f"{copy_to}/{name}", fingerprint, say)
-
-
-def hash_of(folder: Path) -> dict[str, str]:
-    """sha256 of each file below `folder`."""
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _equals(file: Path, info) -> bool:
