@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, choose_dtype, free_disk, ram_bytes, this_machine
+from cai_helpers.manifest import library_versions
 from cai_helpers.models.hub import EMBEDDED, from_hub, locate
 from cai_helpers.models.language import load_chat_format
 from cai_helpers.settings import Settings
-from cai_helpers.workspace import Workspace, library_versions
+from cai_helpers.workspace import Workspace
 
 _LEAST = {"torch": (2, 4), "transformers": (5, 15), "trl": (1, 15), "peft": (0, 20), "datasets": (4, 0)}
 _DISK_NEEDED = 12 * GIB  # gemma-2b 4.7, reward model 1.7, checkpoints and adapters of a run
@@ -34,7 +35,7 @@ def examine(settings: Settings, workspace: Workspace) -> list[Check]:
     """Python, libraries, accelerator, memory, disk, token, and access to each model of the settings."""
     embedded = settings.models.base.startswith(EMBEDDED)
     checks = [_python(), *_libraries(), _accelerator(settings, embedded), _memory(), _disk(workspace, embedded)]
-    names = [settings.models.base, settings.models.adapter, settings.models.reward]
+    names = [settings.models.base, settings.models.adapter, settings.models.reward.model]
     remote = [name for name in names if name and not Path(locate(name)).exists()]
     if remote:
         checks.append(_token())

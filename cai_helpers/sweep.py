@@ -85,7 +85,7 @@ def sweep(settings: Settings, workspace: Workspace, request: str, fresh: bool = 
     own = [_settings_of_run(settings, field, value) for value in values]  # a value out of range is refused here
     workspace.require(workspace.train_rows, made_by="curate")
     if fresh:
-        workspace.archive("sweep", [workspace.root / "sweep"])
+        workspace.archive("sweep", [workspace.sweep_dir])
         start_over(settings, workspace)
     runs = [_run(one, workspace, field, value, settings.train.epochs) for one, value in zip(own, values, strict=True)]
     report = SweepReport(field=field, runs=runs, chosen=choose(runs).value)
@@ -135,10 +135,10 @@ def _settings_of_run(settings: Settings, field: str, value: float) -> Settings:
 
 
 def _run(settings: Settings, workspace: Workspace, field: str, value: float, epochs: float) -> Run:
-    space = Workspace(workspace.root / "sweep" / f"{field}={value:g}")
+    space = workspace.run_of_sweep(field, value)
     make_folder(space.dataset_dir)
     shutil.copytree(workspace.dataset_dir, space.dataset_dir, dirs_exist_ok=True)
-    for done in sorted((workspace.root / "sweep").glob("*=*")):
+    for done in sorted(workspace.sweep_dir.glob("*=*")):
         share(Workspace(done), space)
     workspace.say("sweep", f"{field}={value:g}, in {space.root}")
     report = train_dpo(settings, space)
@@ -157,9 +157,9 @@ def _run(settings: Settings, workspace: Workspace, field: str, value: float, epo
 def share(source: Workspace, target: Workspace) -> None:
     """Give `target` what `source` computed before its DPO began. Either is used only where it fits: it names its basis."""
     wanted = [*folder_of(source).glob("*.json"), record_of(source)] if record_of(source).exists() else []
-    sealed = source.root / "manifests" / "sft.json"
+    sealed = source.manifest_of("sft")
     if sealed.exists() and not sft_folder(target).exists():
-        wanted += [*(sft_folder(source) / "adapter").iterdir(), source.logs / "history_sft.jsonl", sealed]
+        wanted += [*(sft_folder(source) / "adapter").iterdir(), source.sft_history, sealed]
     for path in wanted:
         copy = target.root / path.relative_to(source.root)
         if not copy.exists():

@@ -7,43 +7,35 @@ of every output, and `finished` checks both.
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ValidationError
 from tqdm.auto import tqdm
 
 from cai_helpers import ground, lock
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, SettingsChanged, WorkspaceVanished
 from cai_helpers.machine.processes import is_main_process
+from cai_helpers.manifest import (
+    Fingerprint,
+    Manifest,
+    WrittenByAnother,
+    all_versions,
+    difference,
+    plain,
+    read_manifest,
+    version_line,
+)
 from cai_helpers.schema import StageReport
-from cai_helpers.store import write_json
+from cai_helpers.store import read_json, write_json
 
 DEFAULT_ROOT = Path("artifacts/stage3_constitutional")
-_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface_hub")
-
-Fingerprint = dict[str, Any]  # what a stage's result depends on: setting or "input …" → value or hash
 ReportType = TypeVar("ReportType", bound=StageReport)
-
-
-class Manifest(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stage: str
-    fingerprint: Fingerprint
-    outputs: dict[str, str]  # path below the workspace → sha256
-    report: dict[str, Any]
-    title: str  # the report as it was shown: a page can show it without knowing the stage's class
-    lines: list[tuple[str, str]]
-    finished: str  # UTC
-    versions: dict[str, str]
 
 
 class Workspace:
@@ -62,7 +54,9 @@ class Workspace:
         self.blind = self.pairs_dir / "blind.jsonl"
         self.calibration = self.root / "calibration" / "result.json"
         self.calibration_scores = self.root / "calibration" / "scores.jsonl"
-        self.bakeoff = self.root / "bakeoff" / "result.json"
+        self.bakeoff_dir = self.root / "bakeoff"
+        self.bakeoff = self.bakeoff_dir / "result.json"
+        self.bakeoff_scores = self.bakeoff_dir / "scores.jsonl"
         self.dataset_dir = self.root / "dpo_dataset"
         self.train_rows = self.dataset_dir / "train.jsonl"
         self.eval_rows = self.dataset_dir / "eval.jsonl"
@@ -70,12 +64,18 @@ class Workspace:
         self.one_sided_rows = self.dataset_dir / "one_sided.jsonl"
         self.curation_stats = self.dataset_dir / "stats.json"
         self.checkpoints = self.root / "checkpoints"
+        self.reference_dir = self.checkpoints / "reference"  # log-probabilities
+        self.sft_dir = self.checkpoints / "sft"  # of the supervised phase, with adapter/
+        self.sweep_dir = self.root / "sweep"  # a workspace for each value
         self.adapter = self.root / "models" / "lora_adapters"
         self.logs = self.root / "logs"
+        self.run_log = self.logs / "run.log"
         self.history = self.logs / "history.jsonl"
+        self.sft_history = self.logs / "history_sft.jsonl"  # where DPO follows: the steps of either begin at 1
         self.held_out = self.logs / "held_out_pairs.jsonl"
         self.metrics = self.root / "metrics.json"
         self.reports = self.root / "reports"
+        self.run_page = self.reports / "report.html"
         self.evaluation_dir = self.root / "evaluation"
         self.answers = self.evaluation_dir / "answers.jsonl"
         self.evaluation_scores = self.evaluation_dir / "scores.jsonl"
@@ -83,6 +83,27 @@ class Workspace:
         self.export_dir = self.root / "export"
         self.settings_file = self.root / "settings.json"
         self._manifests = self.root / "manifests"
+        self.reference_record = self._manifests / "reference.json"
+
+    def share_of_traces(self, process: int) -> Path:
+        """The file one of several processes writes to: two writers in one file would tear each other's rows."""
+        return self.pairs_dir / f"traces.{process}.jsonl"
+
+    def shares_of_traces(self) -> list[Path]:
+        """The files of all processes, also of an earlier call that was killed."""
+        return sorted(self.pairs_dir.glob("traces.*.jsonl"))
+
+    def picture(self, name: str) -> Path:
+        """reports/NAME.png"""
+        return self.reports / f"{name}.png"
+
+    def archive_of(self, stage: str) -> Path:
+        """A new folder for what `stage` made so far."""
+        return self.root / "archive" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{stage}-{time.time_ns() % 1000:03d}"
+
+    def run_of_sweep(self, field: str, value: float) -> Workspace:
+        """The workspace of one run that a sweep compares."""
+        return Workspace(self.sweep_dir / f"{field}={value:g}")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -120,7 +141,7 @@ class Workspace:
         ground.make_folder(self.logs)
         with (
             ground.writing(self.logs),
-            (self.logs / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file,
+            self.run_log.open("a", encoding="utf-8", errors="backslashreplace") as file,
         ):
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {stage}: {message}\n")
 
@@ -132,17 +153,35 @@ class Workspace:
         ground.open_root(self.root)
         values = settings.model_dump(mode="json")
         if section is not None and self.settings_file.exists():
-            values = json.loads(self.settings_file.read_text(encoding="utf-8")) | {section: values[section]}
+            values = self._kept_settings() | {section: values[section]}
         write_json(self.settings_file, values)
 
+    def _kept_settings(self) -> dict[str, Any]:
+        return read_json(self.settings_file, "Delete that file, and name the preset and your own settings once more.")
+
+    def manifest_of(self, stage: str) -> Path:
+        """Where the manifest of a stage lies, or will."""
+        return self._manifests / f"{stage}.json"
+
     def manifest(self, stage: str) -> Manifest | None:
-        path = self._manifests / f"{stage}.json"
-        # json and not pydantic's own parser, which refuses the lone surrogates that a model's text may hold
-        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        """What a complete stage left behind; None where it is not complete, or another version's, which is said.
+
+        Raises:
+            CaiError: the manifest is damaged.
+        """
+        try:
+            return read_manifest(self.manifest_of(stage), stage)
+        except WrittenByAnother as reason:
+            self.say(stage, f"counts as not complete: its manifest is {reason}")
+            return None
 
     def finished(self, stage: str, fingerprint: Fingerprint, report: type[ReportType]) -> ReportType | None:
         """The report of a complete stage whose inputs, settings and outputs are what they were; else None, and why."""
-        manifest = self.manifest(stage)
+        try:
+            manifest = read_manifest(self.manifest_of(stage), stage)
+        except WrittenByAnother as reason:
+            self.say(stage, f"runs again: {reason}")
+            return None
         if manifest is None:
             return None
         if changes := difference(manifest.fingerprint, plain(fingerprint)):
@@ -151,8 +190,13 @@ class Workspace:
         if touched := [name for name, digest in manifest.outputs.items() if file_hash(self.root / name) != digest]:
             self.say(stage, f"runs again: {', '.join(touched)} changed or disappeared since it was written")
             return None
+        try:
+            earlier = report.model_validate(manifest.report)
+        except ValidationError:
+            self.say(stage, f"runs again: {version_line(manifest.versions)}")
+            return None
         self.say(stage, f"complete since {manifest.finished}, nothing to do")
-        return report.model_validate(manifest.report)
+        return earlier
 
     def seal(self, stage: str, fingerprint: Fingerprint, outputs: list[Path], report: StageReport) -> None:
         """Write the stage's manifest. Call it last: its existence means the stage is complete."""
@@ -164,13 +208,14 @@ class Workspace:
             title=report.title(),
             lines=report.lines(),
             finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            versions=library_versions(),
+            versions=all_versions(),
         )
-        write_json(self._manifests / f"{stage}.json", manifest.model_dump(mode="json"))
+        write_json(self.manifest_of(stage), manifest.model_dump(mode="json"))
 
     def note_metrics(self, stage: str, report: StageReport) -> None:
         """Put the stage's report into metrics.json, beside those of the other stages."""
-        metrics = json.loads(self.metrics.read_text(encoding="utf-8")) if self.metrics.exists() else {}
+        remedy = "Delete that file: each stage that runs again writes its figures anew; the manifests hold them all."
+        metrics = read_json(self.metrics, remedy) if self.metrics.exists() else {}
         write_json(self.metrics, {**metrics, stage: report.model_dump(mode="json")})
 
     def begin(self, stage: str, fingerprint: Fingerprint) -> None:
@@ -179,11 +224,11 @@ class Workspace:
         Raises:
             SettingsChanged: the stage was begun with other settings; the message is their difference.
         """
-        path = self._manifests / f"{stage}.begun.json"
-        if not path.exists():
-            write_json(path, plain(fingerprint))
+        before = self.begun(stage)
+        if before is None:
+            write_json(self._begun_of(stage), plain(fingerprint))
             return
-        if changes := difference(json.loads(path.read_text(encoding="utf-8")), plain(fingerprint)):
+        if changes := difference(before, plain(fingerprint)):
             raise SettingsChanged(
                 f"{stage} was begun in {self.root} with other settings: {'; '.join(changes)}.",
                 f"Set them back to go on, run `cai {stage} --fresh` to move the old results to archive/ and start "
@@ -192,16 +237,20 @@ class Workspace:
 
     def begun(self, stage: str) -> Fingerprint | None:
         """What `begin` noted, or None: the stage was not begun."""
-        path = self._manifests / f"{stage}.begun.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        path = self._begun_of(stage)
+        remedy = f"It says what the rows were made with: run `cai {stage} --fresh`, which moves them to archive/."
+        return read_json(path, remedy) if path.exists() else None
+
+    def _begun_of(self, stage: str) -> Path:
+        return self._manifests / f"{stage}.begun.json"
 
     def archive(self, stage: str, paths: list[Path]) -> None:
         """Move what a stage made to archive/, so that it can start over. Nothing is deleted."""
-        marks = [self._manifests / f"{stage}.json", self._manifests / f"{stage}.begun.json"]
+        marks = [self.manifest_of(stage), self._begun_of(stage)]
         existing = [path for path in [*paths, *marks] if path.exists()]
         if not existing:
             return
-        target = self.root / "archive" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{stage}-{time.time_ns() % 1000:03d}"
+        target = self.archive_of(stage)
         for path in existing:
             destination = target / path.relative_to(self.root)
             ground.make_folder(destination.parent)
@@ -247,37 +296,8 @@ NOTEBOOK_OF_STAGE = {
 }
 
 
-def plain(fingerprint: Fingerprint) -> Fingerprint:
-    """The fingerprint as JSON gives it back, so that a stored and a fresh one compare equal."""
-    return json.loads(json.dumps(fingerprint))
-
-
-def difference(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Readable lines, one for each entry that differs."""
-    return [
-        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-
-
-def section(name: str, settings: BaseModel, exclude: set[str] | None = None) -> Fingerprint:
-    """A settings section as fingerprint entries: {"train.beta": 0.1, …}."""
-    return {f"{name}.{field}": value for field, value in settings.model_dump(mode="json", exclude=exclude).items()}
-
-
 def require_hash(path: Path) -> str:
     digest = file_hash(path)
     if digest is None:
         raise FileNotFoundError(f"a stage sealed {path}, which it did not write")
     return digest
-
-
-def library_versions() -> dict[str, str]:
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "missing"
-    return versions

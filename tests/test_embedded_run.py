@@ -95,7 +95,7 @@ def test_scoring_resumes_and_a_changed_scorer_scores_again_without_generating(wh
     whole.scores.write_bytes(b"".join(lines[:10]))
     whole.pairs.unlink()
     assert score_pairs(small(), whole).scored_now == len(lines) - 10
-    other = score_pairs(small("models.reward_max_length=256"), whole)
+    other = score_pairs(small("models.reward.max_length=256"), whole)
     assert other.scored_now == len(lines)
     assert other.mean_delta == pytest.approx(first.mean_delta, abs=1e-4)
 

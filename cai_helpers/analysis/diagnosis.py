@@ -7,7 +7,7 @@ from typing import Literal
 
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.measures.intervals import proportion
-from cai_helpers.schema import Record
+from cai_helpers.schema import BENIGN, Record
 
 Severity = Literal["serious", "warning", "note"]
 
@@ -237,7 +237,7 @@ def _one_sided(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _over_refusal(statistics: Statistics) -> Iterator[Finding]:
-    benign = statistics.transitions_by_category.get("helpful")
+    benign = statistics.transitions_by_category.get(BENIGN)
     if benign is None:
         return
     answered = benign.answer_to_answer + benign.answer_to_refusal

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from scipy import stats
 
 from cai_helpers.measures.intervals import Interval, proportion
 from cai_helpers.schema import Record
+from cai_helpers.store import read_json
 from cai_helpers.workspace import Workspace
 
 NOT_CALIBRATED = "not calibrated: run `cai calibrate`"
@@ -101,7 +101,7 @@ def load_calibration(workspace: Workspace, identity: str) -> Calibration | None:
     """The calibration of this very scorer, whose identity is judging.scorer_identity; None if there is none."""
     if not workspace.calibration.exists():
         return None
-    stored = json.loads(workspace.calibration.read_text(encoding="utf-8"))
+    stored = read_json(workspace.calibration, "Delete that file, and run `cai calibrate` again.")
     return Calibration.model_validate(stored["calibration"]) if stored["scorer"] == identity else None
 
 

@@ -12,14 +12,15 @@ from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.contents import file_hash
 from cai_helpers.critique.protocol_choice import read_choice
-from cai_helpers.evaluation.comparison import BENIGN, CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
+from cai_helpers.evaluation.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
+from cai_helpers.manifest import Manifest
 from cai_helpers.pages.template import write_page
 from cai_helpers.pages.training_picture import save_training_plot
-from cai_helpers.schema import Target
+from cai_helpers.schema import BENIGN, Target
 from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
-from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Manifest, Workspace
+from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Workspace
 
 _STAGES = ("generate", "score", "curate", "analyze", "train", "evaluate")
 _EXAMPLES_SHOWN = 3  # of the largest gains, and as many of the largest losses
@@ -76,7 +77,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
     training = _training(manifests.get("train"))
     gate = [Target.model_validate(row) for row in analysis.report["gate"]] if analysis else []
     return write_page(
-        workspace.reports / "report.html",
+        workspace.run_page,
         "run.html.j2",
         title="Constitutional AI, Stage 3: report",
         settings=settings,
@@ -86,7 +87,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
         stages=stages,
         evaluation=evaluation,
         trust=trust_line(calibration),
-        calibration_plot=plot if calibration and (plot := workspace.reports / "calibration.png").exists() else None,
+        calibration_plot=plot if calibration and (plot := workspace.picture("calibration")).exists() else None,
         statistics=statistics,
         findings=[Finding.model_validate(row) for row in analysis.report["findings"]] if analysis else [],
         gate=gate,
@@ -231,7 +232,7 @@ def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Pa
     if "train" in manifests and workspace.history.exists():
         save_training_plot(workspace)
     made_by = {"funnel": "analyze", "delta_by_outcome": "analyze", "training": "train", "refusals": "evaluate"}
-    paths = {name: workspace.reports / f"{name}.png" for name, stage in made_by.items() if stage in manifests}
+    paths = {name: workspace.picture(name) for name, stage in made_by.items() if stage in manifests}
     return {name: path for name, path in paths.items() if path.exists()} | {
         name: None for name in made_by if name not in paths or not paths[name].exists()
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from cai_helpers.analysis.diagnosis import Finding, diagnose
@@ -16,6 +15,7 @@ from cai_helpers.pages.pair_pictures import save_pair_plots
 from cai_helpers.pages.pairs_page import write_pairs_page
 from cai_helpers.schema import StageReport, Target
 from cai_helpers.settings import Settings
+from cai_helpers.store import read_json
 from cai_helpers.workspace import Workspace, holds_workspace
 
 _GROUPS_LISTED = 8  # principles in the short table; the page has all
@@ -155,7 +155,7 @@ def _gate(statistics: Statistics, curation: dict | None, settings: Settings) -> 
 def _curation(workspace: Workspace) -> dict | None:
     if not workspace.curation_stats.exists():
         return None
-    return json.loads(workspace.curation_stats.read_text(encoding="utf-8"))
+    return read_json(workspace.curation_stats, "Delete that file, and run `cai curate` again.")
 
 
 def _trust_lines(trust: str | None) -> list[tuple[str, str]]:

@@ -8,6 +8,7 @@ from cai_helpers.calibration.accuracy import Calibration, JudgedGold, calibrate,
 from cai_helpers.calibration.gold import Gold, gold_identity, read_gold
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import use_threads
+from cai_helpers.manifest import section
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.models.batches import release_memory
 from cai_helpers.pages.calibration_picture import save_calibration_plot
@@ -15,7 +16,7 @@ from cai_helpers.schema import StageReport, transcript
 from cai_helpers.scoring.judge import PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, write_json
-from cai_helpers.workspace import Workspace, holds_workspace, section
+from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class CalibrateReport(StageReport):

@@ -14,11 +14,12 @@ from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.overrides import read_overrides
 from cai_helpers.curation.rules import DROP_MEANING, RULES, Curation, Overruled, curate, refuses_over_answer
 from cai_helpers.curation.split import held_out_ids, held_out_rule
+from cai_helpers.manifest import section
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
-from cai_helpers.workspace import Workspace, holds_workspace, section
+from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class CurateReport(StageReport):

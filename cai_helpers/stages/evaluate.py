@@ -5,17 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
 from cai_helpers.contents import file_hash
-from cai_helpers.errors import CaiError
+from cai_helpers.errors import CaiError, StoppedByHand
 from cai_helpers.evaluation.comparison import (
-    BENIGN,
     CAUTION,
     READABLE_CATEGORY,
     Change,
@@ -26,26 +24,20 @@ from cai_helpers.evaluation.comparison import (
     compare_by_category,
     judge,
 )
+from cai_helpers.evaluation.policies import load_policies
 from cai_helpers.machine.hardware import use_threads
+from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.models.batches import release_memory
-from cai_helpers.models.hub import identity
-from cai_helpers.models.language import (
-    STAGE2,
-    STAGE3,
-    Generator,
-    LanguageModel,
-    attach_adapter,
-    load_base,
-    load_tokenizer,
-)
+from cai_helpers.models.hub import locate
+from cai_helpers.models.language import STAGE2, STAGE3, Generator
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
-from cai_helpers.schema import Completion, Prompt, StageReport
+from cai_helpers.schema import BENIGN, Completion, Prompt, StageReport
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
-from cai_helpers.settings import Models, Settings
+from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace, holds_workspace, section
+from cai_helpers.workspace import Workspace, holds_workspace
 
 Answers = dict[tuple[str, str], Completion]  # (prompt id, stage) → what the model said
 
@@ -93,7 +85,7 @@ class EvaluateReport(StageReport):
 def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     """Compare the trained adapter with Stage 2 and write evaluation/responses.jsonl and reports/refusals.png.
 
-    Answers are kept one by one in evaluation/answers.jsonl, by what they depend on: a killed call resumes, another
+    Answers are kept batch by batch in evaluation/answers.jsonl, by what they depend on: a killed call resumes, another
     reward model scores again without generating, and a newly trained adapter reuses Stage 2's answers.
 
     Raises:
@@ -128,32 +120,6 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     return report
 
 
-class Policies:
-    """Stage 2 and Stage 3 on one base model: two adapters, of which one at a time is active."""
-
-    def __init__(self, language_model: LanguageModel, has_stage2: bool) -> None:
-        self._language_model = language_model
-        self._has_stage2 = has_stage2
-
-    @contextmanager
-    def playing(self, stage: str) -> Iterator[Generator]:
-        """The model as `stage`. Without a Stage-2 adapter, Stage 2 is the base with no adapter active."""
-        model = self._language_model.model
-        if stage == STAGE2 and not self._has_stage2:
-            with model.disable_adapter():
-                yield self._language_model
-        else:
-            model.set_adapter(stage)
-            yield self._language_model
-
-
-def load_policies(models: Models, adapter: Path) -> Policies:
-    model = attach_adapter(load_base(models), str(adapter), STAGE3)
-    if models.adapter is not None:
-        model = attach_adapter(model, models.adapter, STAGE2)
-    return Policies(LanguageModel(model, load_tokenizer(models.base)), models.adapter is not None)
-
-
 def _held_out(settings: Settings, workspace: Workspace) -> list[Prompt]:
     """The held-out prompts; a limit takes the same mixture of them for each seed."""
     path = workspace.require(workspace.eval_prompts, made_by="generate")
@@ -181,11 +147,17 @@ def _basis(settings: Settings, adapter: str | None) -> Fingerprint:
     """What an answer depends on, besides its prompt."""
     return {
         "seed": settings.seed,
-        "models.base": identity(settings.models.base),
-        "adapter": identity(adapter),
+        "models.base": _content(settings.models.base),
+        "adapter": _content(adapter),
         "models.dtype": settings.models.dtype,
         **section("evaluate", settings.evaluate, exclude={"batch_size", "limit"}),
+        "evaluate.top_p": settings.evaluate.top_p,
     }
+
+
+def _content(name: str | None) -> str | None:
+    """A folder by what is in it and not by its path: a workspace that is moved or renamed keeps its answers."""
+    return None if name is None else file_hash(Path(locate(name))) or name
 
 
 def _run(settings: Settings, adapter: str | None) -> str:
@@ -202,6 +174,38 @@ def _known(store: JsonlStore, prompts: list[Prompt], runs: dict[str, str]) -> An
 def _generate(
     settings: Settings, adapter: Path, missing: dict[str, list[Prompt]], runs: dict[str, str], store: JsonlStore
 ) -> Answers:
+    policies = load_policies(settings.models, adapter)
+    answers: Answers = {}
+    with tqdm(total=sum(map(len, missing.values())), desc="evaluate", unit="answer") as bar:
+        try:
+            for stage, prompts in missing.items():
+                with policies.playing(stage) as generator:
+                    keep = _Keep(store, runs[stage], stage, settings.evaluate.batch_size)
+                    answers |= _answer(settings, generator, prompts, keep, bar)
+        except KeyboardInterrupt:
+            raise StoppedByHand(
+                f"Stopped by hand: {bar.n} of {bar.total} answers are on disk.", "Run `cai evaluate` again to go on."
+            ) from None
+    return answers
+
+
+class _Keep(NamedTuple):
+    """Where the answers of one policy go, and how many at once: waiting for the disk after each would cost minutes."""
+
+    store: JsonlStore
+    run: str
+    stage: str
+    size: int
+
+    def write(self, completions: dict[str, Completion]) -> None:
+        self.store.append(
+            {"id": f"{self.run}/{name}", "stage": self.stage, "completion": completion.model_dump()}
+            for name, completion in completions.items()
+        )
+
+
+def _answer(settings: Settings, generator: Generator, prompts: list[Prompt], keep: _Keep, bar: tqdm) -> Answers:
+    """The answers to `prompts`; those that were made before an error or a Ctrl-C are on disk as well."""
     from cai_helpers.models.sampling import Sampling
 
     sampling = Sampling(
@@ -210,27 +214,19 @@ def _generate(
         top_p=settings.evaluate.top_p,
         seed=settings.seed,
     )
-    policies = load_policies(settings.models, adapter)
+    chats = [prompt.messages for prompt in prompts]
+    keys = [f"{prompt.id}/evaluate" for prompt in prompts]  # the same for both stages: one source of randomness
     answers: Answers = {}
-    with tqdm(total=sum(map(len, missing.values())), desc="evaluate", unit="answer") as bar:
-        try:
-            for stage, prompts in missing.items():
-                chats = [prompt.messages for prompt in prompts]
-                keys = [f"{prompt.id}/evaluate" for prompt in prompts]  # the same for both: one source of randomness
-                with policies.playing(stage) as generator:
-                    for index, completion in generator.generate(chats, sampling, keys, settings.evaluate.batch_size):
-                        answers[prompts[index].id, stage] = completion
-                        row = {
-                            "id": f"{runs[stage]}/{prompts[index].id}",
-                            "stage": stage,
-                            "completion": completion.model_dump(),
-                        }
-                        store.append([row])
-                        bar.update()
-        except KeyboardInterrupt:
-            raise CaiError(
-                f"Stopped by hand: {bar.n} of {bar.total} answers are on disk.", "Run `cai evaluate` again to go on."
-            ) from None
+    unwritten: dict[str, Completion] = {}
+    try:
+        for index, completion in generator.generate(chats, sampling, keys, keep.size):
+            answers[prompts[index].id, keep.stage] = unwritten[prompts[index].id] = completion
+            bar.update()
+            if len(unwritten) == keep.size:
+                keep.write(unwritten)
+                unwritten = {}
+    finally:
+        keep.write(unwritten)
     return answers
 
 

@@ -16,11 +16,12 @@ from cai_helpers import __version__
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 from cai_helpers.ground import make_folder
+from cai_helpers.manifest import library_versions
 from cai_helpers.models.hub import EMBEDDED
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.training.policy.losses import readable
-from cai_helpers.workspace import Workspace, holds_workspace, library_versions, require_hash
+from cai_helpers.workspace import Workspace, holds_workspace, require_hash
 
 NAME = "stage3_constitutional"
 _WEIGHTS = "models/lora_adapters/adapter_model.safetensors"
@@ -120,7 +121,7 @@ def model_card(settings: Settings, workspace: Workspace, trained: bool) -> str:
         base=settings.models.base,
         base_yaml=json.dumps(settings.models.base),
         stage2=f"`{settings.models.adapter}`" if settings.models.adapter else "none: the base model itself",
-        reward=settings.models.reward,
+        reward=settings.models.reward.model,
         version=__version__,
         status="LoRA adapter" if trained else "data without an adapter",
         loading=_loading(settings, workspace)

@@ -12,14 +12,17 @@ from tqdm.auto import tqdm
 
 from cai_helpers.critique.critic import Critic, load_critic, make_traces, trace_basis
 from cai_helpers.critique.protocol_choice import Choice, read_choice, require_protocol
-from cai_helpers.errors import CaiError, WorkspaceVanished
+from cai_helpers.errors import StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.machine.processes import Processes, this_process
+from cai_helpers.manifest import Fingerprint
 from cai_helpers.prompts.split import PromptSummary, write_prompts
 from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
-from cai_helpers.store import JsonlStore, read_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace, holds_workspace
+from cai_helpers.store import JsonlStore, read_json, read_jsonl
+from cai_helpers.workspace import Workspace, holds_workspace
+
+_SUMMARY_DAMAGED = "Run `cai generate --fresh`, which moves the rows to archive/ and starts over."
 
 
 class GenerateReport(StageReport):
@@ -161,7 +164,7 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
         workspace.say("generate", f"{there} of {len(prompts)} pairs are there already")
     if not pending:
         return _Made(0, [], [])
-    store = JsonlStore(workspace.traces if processes.count == 1 else _share(workspace, processes))
+    store = JsonlStore(workspace.traces if processes.count == 1 else workspace.share_of_traces(processes.index))
     critic = load_critic(settings, protocol)
     pending.sort(key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
     first = pending[:1] if not done and processes.is_main else []
@@ -199,7 +202,7 @@ def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore) -> int:
         except WorkspaceVanished as error:
             raise error.saying(f"{bar.n} of {len(pending)} pairs of this call were saved in it.") from error
         except KeyboardInterrupt:
-            raise CaiError(
+            raise StoppedByHand(
                 f"Stopped by hand: {bar.n} of {len(pending)} pairs of this call are on disk.",
                 "Run `cai generate` or the cell again to go on from there.",
             ) from None
@@ -211,18 +214,13 @@ def _write(traces: list[Trace], store: JsonlStore) -> list[Trace]:
     return traces
 
 
-def _share(workspace: Workspace, processes: Processes) -> Path:
-    """The file one of several processes writes to: two writers in one file would tear each other's rows."""
-    return workspace.pairs_dir / f"traces.{processes.index}.jsonl"
-
-
 def _merge_shares(workspace: Workspace) -> None:
     """Move the rows of all shares into traces.jsonl, also those of an earlier call that was killed."""
     store = JsonlStore(workspace.traces)
     if store.repaired_bytes:
         workspace.say("generate", "the last row was cut off when the run was killed; it is made again")
     there = store.ids()
-    for path in sorted(workspace.pairs_dir.glob("traces.*.jsonl")):
+    for path in workspace.shares_of_traces():
         store.append(row for row in JsonlStore(path).rows() if row["id"] not in there)
         path.unlink()
 
@@ -232,7 +230,7 @@ def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) ->
     traces = [trace for trace in map(Trace.model_validate, read_jsonl(workspace.traces)) if trace.id in wanted]
     attempted = [trace for trace in traces if trace.outcome != "kept"]
     return GenerateReport(
-        prompts=PromptSummary.model_validate_json(workspace.prompt_summary.read_text(encoding="utf-8")),
+        prompts=PromptSummary.model_validate(read_json(workspace.prompt_summary, _SUMMARY_DAMAGED)),
         protocol=protocol,
         pairs=len(traces),
         outcomes=dict(Counter(trace.outcome for trace in traces).most_common()),

@@ -20,7 +20,7 @@ from cai_helpers.machine.hardware import GIB, Machine, choose_dtype, this_machin
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.prompts.split import write_prompts
-from cai_helpers.schema import PreferenceRow, Prompt, StageReport, Trace
+from cai_helpers.schema import BENIGN, PreferenceRow, Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, load_scorer, questions_of
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
@@ -243,7 +243,7 @@ def _made_up(number: int, tokenizer, tokens: int) -> PreferenceRow:
             chosen=[{"role": "assistant", "content": f"Yes{long}"}],
             rejected=[{"role": "assistant", "content": f"No{long}"}],
             id=f"made-up {number}",
-            category="helpful",
+            category=BENIGN,
             delta=1.0,
             chosen_side="revised",
         )

@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.machine.hardware import Dtype, choose_dtype, this_machine, use_threads
+from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.hub import identity
 from cai_helpers.models.language import load_tokenizer
@@ -27,7 +29,7 @@ from cai_helpers.training.run import run_phase
 from cai_helpers.training.sft_phase import SftReport, run_sft, sft_folder, sft_history
 from cai_helpers.training.watch.copies import Copies, open_copies
 from cai_helpers.training.watch.held_out import as_measured
-from cai_helpers.workspace import Fingerprint, Workspace, file_hash, holds_workspace, section
+from cai_helpers.workspace import Workspace, holds_workspace
 
 if TYPE_CHECKING:
     from cai_helpers.training.dpo import PolicyTrainer

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Dtype, this_machine
+from cai_helpers.manifest import Fingerprint, plain
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.training.rows.pairs import Preferences, revisions
 from cai_helpers.training.run import run_phase
-from cai_helpers.workspace import Fingerprint, Workspace, plain
+from cai_helpers.workspace import Workspace
 
 # What the phase depends on: DPO's own settings, such as beta, may differ between two runs that share its result.
 _SETTINGS = (
@@ -60,12 +61,12 @@ class SftReport(StageReport):
 
 def sft_folder(workspace: Workspace) -> Path:
     """Checkpoints of the phase, and adapter/ with its result."""
-    return workspace.checkpoints / "sft"
+    return workspace.sft_dir
 
 
 def sft_history(workspace: Workspace, settings: Settings) -> Path:
     """Before DPO it has a file of its own: the steps of either begin at 1."""
-    return workspace.history if settings.train.method == "sft" else workspace.logs / "history_sft.jsonl"
+    return workspace.history if settings.train.method == "sft" else workspace.sft_history
 
 
 def run_sft(settings: Settings, workspace: Workspace, data: Preferences, basis: Fingerprint, dtype: Dtype) -> SftReport:

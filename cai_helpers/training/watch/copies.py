@@ -18,11 +18,12 @@ from typing import Protocol
 
 from cai_helpers.contents import hashes_below
 from cai_helpers.ground import make_folder
+from cai_helpers.manifest import Fingerprint, plain
 from cai_helpers.models.hub import transport_error
 from cai_helpers.store import write_atomically, write_json
 from cai_helpers.training.policy.reference_store import bring, faults, folder_of, record_of
 from cai_helpers.training.watch import checkpoints
-from cai_helpers.workspace import Fingerprint, Workspace, plain
+from cai_helpers.workspace import Workspace
 
 HUB = "hub:"
 _RUN, _HISTORY, _REFERENCE, _RECORD = "run.json", "history.jsonl", "reference", "reference.json"
