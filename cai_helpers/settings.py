@@ -41,6 +41,8 @@ _CONSTANTS: dict[str, tuple[type[Section], tuple[str, ...]]] = {
 
 
 class Settings(Section):
+    """All settings of a run: frozen, checked, one section for each thing that a person decides."""
+
     preset: str = "t4"
     seed: int = 0
     threads: int | None = Field(None, ge=1)  # torch's CPU threads; None leaves torch's choice
