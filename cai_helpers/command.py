@@ -12,9 +12,10 @@ from typing import Annotated, Any
 import typer
 
 from cai_helpers.errors import CaiError, StoppedByHand
+from cai_helpers.paths import DEFAULT_ROOT
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings, load_settings
-from cai_helpers.workspace import DEFAULT_ROOT, Workspace
+from cai_helpers.workspace import Workspace
 
 _STOPPED = StoppedByHand("Stopped by hand.", "What is on disk stays: run the same command again to go on.")
 _DEBUG = inspect.Parameter(

@@ -78,8 +78,8 @@ def _accelerator(settings: Settings, embedded: bool) -> Check:
         return Check(
             "GPU", embedded, f"none, {precision} on {machine.name}", "In Colab: Runtime → Change runtime type → T4 GPU."
         )
-    found = f"{machine.gpus} × {machine.name}, {machine.memory / GIB:.1f} GiB, {precision}"
-    return Check("GPU", embedded or machine.memory >= _GPU_NEEDED, found, "Gemma-2b needs a card of 16 GB.")
+    device = f"{machine.gpus} × {machine.name}, {machine.memory / GIB:.1f} GiB, {precision}"
+    return Check("GPU", embedded or machine.memory >= _GPU_NEEDED, device, "Gemma-2b needs a card of 16 GB.")
 
 
 def _memory() -> Check:
@@ -101,11 +101,11 @@ def _disk(workspace: Workspace, embedded: bool) -> Check:
 def _token() -> Check:
     from huggingface_hub import get_token
 
-    found = get_token() is not None
+    present = get_token() is not None
     return Check(
         "Hub token",
-        found,
-        "set" if found else "none",
+        present,
+        "set" if present else "none",
         "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one.",
     )
 

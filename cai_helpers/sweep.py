@@ -15,6 +15,7 @@ from cai_helpers.schema import Record, StageReport
 from cai_helpers.settings import Settings, Train, change_settings
 from cai_helpers.stages.train import start_over, train_dpo
 from cai_helpers.store import write_atomically
+from cai_helpers.training.outcome.report import TrainReport
 from cai_helpers.training.policy.reference_store import folder_of, record_of
 from cai_helpers.training.sft_phase import sft_folder
 from cai_helpers.workspace import Workspace, holds_workspace
@@ -142,6 +143,7 @@ def _run(settings: Settings, workspace: Workspace, field: str, value: float, epo
         share(Workspace(done), space)
     workspace.say("sweep", f"{field}={value:g}, in {space.root}")
     report = train_dpo(settings, space)
+    assert isinstance(report, TrainReport)  # of sft and kto there is no sweep
     share(space, workspace)
     return Run(
         value=value,

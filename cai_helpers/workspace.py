@@ -1,4 +1,4 @@
-"""Every path of a run, and what each stage left behind.
+"""The folder of a run: what each stage left behind, and who writes to it.
 
 A stage is complete when its manifest exists: it is written last, holds what the result depended on and the hash
 of every output, and `finished` checks both.
@@ -7,12 +7,11 @@ of every output, and `finished` checks both.
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from tqdm.auto import tqdm
@@ -31,75 +30,15 @@ from cai_helpers.manifest import (
     read_manifest,
     version_line,
 )
+from cai_helpers.paths import RunPaths
 from cai_helpers.schema import StageReport
 from cai_helpers.store import read_json, write_json
 
-DEFAULT_ROOT = Path("artifacts/stage3_constitutional")
 ReportType = TypeVar("ReportType", bound=StageReport)
 
 
-class Workspace:
+class Workspace(RunPaths):
     """The folder of one run. Nothing is made on disk before something is written."""
-
-    def __init__(self, root: Path | str = DEFAULT_ROOT) -> None:
-        self.root = Path(root)
-        self.pairs_dir = self.root / "pairs"
-        self.prompts = self.pairs_dir / "prompts.jsonl"
-        self.prompt_summary = self.pairs_dir / "prompt_summary.json"
-        self.eval_prompts = self.pairs_dir / "eval_prompts.jsonl"
-        self.traces = self.pairs_dir / "traces.jsonl"
-        self.scores = self.pairs_dir / "scores.jsonl"
-        self.pairs = self.pairs_dir / "pairs.jsonl"
-        self.overrides = self.pairs_dir / "overrides.jsonl"
-        self.blind = self.pairs_dir / "blind.jsonl"
-        self.calibration = self.root / "calibration" / "result.json"
-        self.calibration_scores = self.root / "calibration" / "scores.jsonl"
-        self.bakeoff_dir = self.root / "bakeoff"
-        self.bakeoff = self.bakeoff_dir / "result.json"
-        self.bakeoff_scores = self.bakeoff_dir / "scores.jsonl"
-        self.dataset_dir = self.root / "dpo_dataset"
-        self.train_rows = self.dataset_dir / "train.jsonl"
-        self.eval_rows = self.dataset_dir / "eval.jsonl"
-        self.dropped_rows = self.dataset_dir / "dropped.jsonl"
-        self.one_sided_rows = self.dataset_dir / "one_sided.jsonl"
-        self.curation_stats = self.dataset_dir / "stats.json"
-        self.checkpoints = self.root / "checkpoints"
-        self.reference_dir = self.checkpoints / "reference"  # log-probabilities
-        self.sft_dir = self.checkpoints / "sft"  # of the supervised phase, with adapter/
-        self.sweep_dir = self.root / "sweep"  # a workspace for each value
-        self.adapter = self.root / "models" / "lora_adapters"
-        self.logs = self.root / "logs"
-        self.run_log = self.logs / "run.log"
-        self.history = self.logs / "history.jsonl"
-        self.sft_history = self.logs / "history_sft.jsonl"  # where DPO follows: the steps of either begin at 1
-        self.held_out = self.logs / "held_out_pairs.jsonl"
-        self.metrics = self.root / "metrics.json"
-        self.reports = self.root / "reports"
-        self.run_page = self.reports / "report.html"
-        self.evaluation_dir = self.root / "evaluation"
-        self.answers = self.evaluation_dir / "answers.jsonl"
-        self.evaluation_scores = self.evaluation_dir / "scores.jsonl"
-        self.responses = self.evaluation_dir / "responses.jsonl"
-        self.export_dir = self.root / "export"
-        self.settings_file = self.root / "settings.json"
-        self._manifests = self.root / "manifests"
-        self.reference_record = self._manifests / "reference.json"
-
-    def share_of_traces(self, process: int) -> Path:
-        """The file one of several processes writes to: two writers in one file would tear each other's rows."""
-        return self.pairs_dir / f"traces.{process}.jsonl"
-
-    def shares_of_traces(self) -> list[Path]:
-        """The files of all processes, also of an earlier call that was killed."""
-        return sorted(self.pairs_dir.glob("traces.*.jsonl"))
-
-    def picture(self, name: str) -> Path:
-        """reports/NAME.png"""
-        return self.reports / f"{name}.png"
-
-    def archive_of(self, stage: str) -> Path:
-        """A new folder for what `stage` made so far."""
-        return self.root / "archive" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{stage}-{time.time_ns() % 1000:03d}"
 
     def run_of_sweep(self, field: str, value: float) -> Workspace:
         """The workspace of one run that a sweep compares."""
@@ -158,10 +97,6 @@ class Workspace:
 
     def _kept_settings(self) -> dict[str, Any]:
         return read_json(self.settings_file, "Delete that file, and name the preset and your own settings once more.")
-
-    def manifest_of(self, stage: str) -> Path:
-        """Where the manifest of a stage lies, or will."""
-        return self._manifests / f"{stage}.json"
 
     def manifest(self, stage: str) -> Manifest | None:
         """What a complete stage left behind; None where it is not complete, or another version's, which is said.
@@ -226,7 +161,7 @@ class Workspace:
         """
         before = self.begun(stage)
         if before is None:
-            write_json(self._begun_of(stage), plain(fingerprint))
+            write_json(self.begun_of(stage), plain(fingerprint))
             return
         if changes := difference(before, plain(fingerprint)):
             raise SettingsChanged(
@@ -237,16 +172,13 @@ class Workspace:
 
     def begun(self, stage: str) -> Fingerprint | None:
         """What `begin` noted, or None: the stage was not begun."""
-        path = self._begun_of(stage)
+        path = self.begun_of(stage)
         remedy = f"It says what the rows were made with: run `cai {stage} --fresh`, which moves them to archive/."
         return read_json(path, remedy) if path.exists() else None
 
-    def _begun_of(self, stage: str) -> Path:
-        return self._manifests / f"{stage}.begun.json"
-
     def archive(self, stage: str, paths: list[Path]) -> None:
         """Move what a stage made to archive/, so that it can start over. Nothing is deleted."""
-        marks = [self.manifest_of(stage), self._begun_of(stage)]
+        marks = [self.manifest_of(stage), self.begun_of(stage)]
         existing = [path for path in [*paths, *marks] if path.exists()]
         if not existing:
             return
@@ -268,14 +200,18 @@ class Workspace:
         return path
 
 
-Stage = TypeVar("Stage", bound=Callable[..., Any])
+Given = TypeVar("Given", bound=BaseModel)
+Others = ParamSpec("Others")
+Result = TypeVar("Result")
 
 
-def holds_workspace(stage: Stage) -> Stage:
+def holds_workspace(
+    stage: Callable[Concatenate[Given, Workspace, Others], Result],
+) -> Callable[Concatenate[Given, Workspace, Others], Result]:
     """A stage's public entry, `stage(settings, workspace, …)`: it holds the workspace while it runs."""
 
     @functools.wraps(stage)
-    def alone(settings: BaseModel, workspace: Workspace, *others: Any, **options: Any) -> Any:
+    def alone(settings: Given, workspace: Workspace, *others: Others.args, **options: Others.kwargs) -> Result:
         with workspace.held():
             return stage(settings, workspace, *others, **options)
 

@@ -64,8 +64,8 @@ def diagnose(statistics: Statistics) -> list[Finding]:
                 remedy="Generate more pairs, and read these one by one.",
             )
         ]
-    found = [finding for check in _CHECKS for finding in check(statistics)]
-    return sorted(found, key=lambda finding: ("serious", "warning", "note").index(finding.severity))
+    findings = [finding for check in _CHECKS for finding in check(statistics)]
+    return sorted(findings, key=lambda finding: ("serious", "warning", "note").index(finding.severity))
 
 
 def _few_parseable(statistics: Statistics) -> Iterator[Finding]:
@@ -170,6 +170,7 @@ def _length(statistics: Statistics) -> Iterator[Finding]:
     if not longer and not shorter:
         return
     share = bias.longer_wins if longer else proportion(bias.pairs * (1 - bias.longer_wins.value), bias.pairs)
+    assert share is not None  # FEWEST_ROWS is more than none
     yield Finding(
         name="reward hacks length",
         severity="serious" if share.value >= 0.85 else "warning",

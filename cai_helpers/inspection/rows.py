@@ -91,7 +91,7 @@ def select(rows: list[Row], filters: Filters, order: Order, decisions: Mapping[s
         return places
     sign = -1 if order == "largest delta first" else 1
     deltas = {place: rows[place].pair.delta for place in places}
-    return sorted(places, key=lambda place: math.inf if deltas[place] is None else sign * deltas[place])
+    return sorted(places, key=lambda place: math.inf if (delta := deltas[place]) is None else sign * delta)
 
 
 def _passes(row: Row, wanted: Filters, decisions: Mapping[str, Override]) -> bool:

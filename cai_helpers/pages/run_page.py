@@ -227,7 +227,7 @@ def _shown_elsewhere(gate: list[Target], training: dict[str, list[dict[str, Any]
     }
 
 
-def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Path]:
+def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Path | None]:
     """The pictures of the stages that have run."""
     if "train" in manifests and workspace.history.exists():
         save_training_plot(workspace)

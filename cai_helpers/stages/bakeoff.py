@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -113,8 +114,8 @@ def compare_protocols(
     write_prompts(settings, workspace)
     prompts = [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]  # in the form `generate` takes them
     made = _make_rows(settings, workspace, prompts[:count], texts)
-    deltas = _deltas(settings, workspace, {name: one.traces for name, one in made.items()})
-    entries = [_entry(name, one, deltas[name]) for name, one in made.items()]
+    deltas = _deltas(settings, workspace, {name: judged.traces for name, judged in made.items()})
+    entries = [_entry(name, judged, deltas[name]) for name, judged in made.items()]
     report = BakeoffReport(
         scorer=scorer_identity(settings),
         trust=trust,
@@ -160,7 +161,7 @@ def _make_rows(
             judge = critic._replace(protocol=protocol)
             done = stores[name].ids()
             open_drafts = [draft for draft in made if draft.prompt.id not in done]
-            _in_batches(judge, name, open_drafts, stores[name], lambda part, judge=judge: _trace_rows(judge, part))
+            _in_batches(judge, name, open_drafts, stores[name], partial(_trace_rows, judge))
         del critic, judge
         release_memory()  # on a T4 the reward model takes the generator's place
     drafting = {row["id"]: row["seconds"] for row in drafts.rows()}

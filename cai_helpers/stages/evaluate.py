@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, StoppedByHand
+from cai_helpers.evaluation.answers import Answers, Keep, answer, basis_of, known_answers, run_of
 from cai_helpers.evaluation.comparison import (
     CAUTION,
     READABLE_CATEGORY,
@@ -26,20 +25,17 @@ from cai_helpers.evaluation.comparison import (
 )
 from cai_helpers.evaluation.policies import load_policies
 from cai_helpers.machine.hardware import use_threads
-from cai_helpers.manifest import Fingerprint, section
+from cai_helpers.manifest import Fingerprint
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.models.batches import release_memory
-from cai_helpers.models.hub import locate
-from cai_helpers.models.language import STAGE2, STAGE3, Generator
+from cai_helpers.models.language import STAGE2, STAGE3
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
 from cai_helpers.schema import BENIGN, Completion, Prompt, StageReport
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace, holds_workspace
-
-Answers = dict[tuple[str, str], Completion]  # (prompt id, stage) → what the model said
 
 
 class EvaluateReport(StageReport):
@@ -76,7 +72,10 @@ class EvaluateReport(StageReport):
         return [
             ("win rate against Stage 2", wins),
             ("the scorer, on gold pairs", self.trust),
-            *((f"refusals of {_readable(name)}", _change(one.refusals)) for name, one in self.by_category.items()),
+            *(
+                (f"refusals of {_readable(name)}", _change(comparison.refusals))
+                for name, comparison in self.by_category.items()
+            ),
             ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
         ]
 
@@ -100,8 +99,8 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     use_threads(settings.threads)
     started = time.monotonic()
     store = JsonlStore(workspace.answers)
-    runs = {STAGE2: _run(settings, settings.models.adapter), STAGE3: _run(settings, str(adapter))}
-    answers = _known(store, prompts, runs)
+    runs = {STAGE2: run_of(settings, settings.models.adapter), STAGE3: run_of(settings, str(adapter))}
+    answers = known_answers(store, prompts, runs)
     missing = {stage: [prompt for prompt in prompts if (prompt.id, stage) not in answers] for stage in runs}
     generated = sum(map(len, missing.values()))
     if generated:
@@ -137,38 +136,10 @@ def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
     return {
         "models.reward": scorer_identity(settings),
         "evaluate.limit": settings.evaluate.limit,
-        "stage 2": _basis(settings, settings.models.adapter),
+        "stage 2": basis_of(settings, settings.models.adapter),
         "input adapter": file_hash(workspace.adapter),
         "input eval prompts": file_hash(workspace.eval_prompts),
     }
-
-
-def _basis(settings: Settings, adapter: str | None) -> Fingerprint:
-    """What an answer depends on, besides its prompt."""
-    return {
-        "seed": settings.seed,
-        "models.base": _content(settings.models.base),
-        "adapter": _content(adapter),
-        "models.dtype": settings.models.dtype,
-        **section("evaluate", settings.evaluate, exclude={"batch_size", "limit"}),
-        "evaluate.top_p": settings.evaluate.top_p,
-    }
-
-
-def _content(name: str | None) -> str | None:
-    """A folder by what is in it and not by its path: a workspace that is moved or renamed keeps its answers."""
-    return None if name is None else file_hash(Path(locate(name))) or name
-
-
-def _run(settings: Settings, adapter: str | None) -> str:
-    """Names the answers of one policy under these settings."""
-    return hashlib.sha256(json.dumps(_basis(settings, adapter), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _known(store: JsonlStore, prompts: list[Prompt], runs: dict[str, str]) -> Answers:
-    found = {row["id"]: Completion.model_validate(row["completion"]) for row in store.rows()}
-    wanted = {(prompt.id, stage): f"{run}/{prompt.id}" for prompt in prompts for stage, run in runs.items()}
-    return {key: found[name] for key, name in wanted.items() if name in found}
 
 
 def _generate(
@@ -180,53 +151,12 @@ def _generate(
         try:
             for stage, prompts in missing.items():
                 with policies.playing(stage) as generator:
-                    keep = _Keep(store, runs[stage], stage, settings.evaluate.batch_size)
-                    answers |= _answer(settings, generator, prompts, keep, bar)
+                    keep = Keep(store, runs[stage], stage, settings.evaluate.batch_size)
+                    answers |= answer(settings, generator, prompts, keep, bar)
         except KeyboardInterrupt:
             raise StoppedByHand(
                 f"Stopped by hand: {bar.n} of {bar.total} answers are on disk.", "Run `cai evaluate` again to go on."
             ) from None
-    return answers
-
-
-class _Keep(NamedTuple):
-    """Where the answers of one policy go, and how many at once: waiting for the disk after each would cost minutes."""
-
-    store: JsonlStore
-    run: str
-    stage: str
-    size: int
-
-    def write(self, completions: dict[str, Completion]) -> None:
-        self.store.append(
-            {"id": f"{self.run}/{name}", "stage": self.stage, "completion": completion.model_dump()}
-            for name, completion in completions.items()
-        )
-
-
-def _answer(settings: Settings, generator: Generator, prompts: list[Prompt], keep: _Keep, bar: tqdm) -> Answers:
-    """The answers to `prompts`; those that were made before an error or a Ctrl-C are on disk as well."""
-    from cai_helpers.models.sampling import Sampling
-
-    sampling = Sampling(
-        max_new_tokens=settings.evaluate.max_tokens,
-        temperature=settings.evaluate.temperature,
-        top_p=settings.evaluate.top_p,
-        seed=settings.seed,
-    )
-    chats = [prompt.messages for prompt in prompts]
-    keys = [f"{prompt.id}/evaluate" for prompt in prompts]  # the same for both stages: one source of randomness
-    answers: Answers = {}
-    unwritten: dict[str, Completion] = {}
-    try:
-        for index, completion in generator.generate(chats, sampling, keys, keep.size):
-            answers[prompts[index].id, keep.stage] = unwritten[prompts[index].id] = completion
-            bar.update()
-            if len(unwritten) == keep.size:
-                keep.write(unwritten)
-                unwritten = {}
-    finally:
-        keep.write(unwritten)
     return answers
 
 
@@ -278,16 +208,22 @@ def _report(
     )
 
 
-def _comparison_lines(name: str, one: Comparison) -> list[tuple[str, str]]:
+def _comparison_lines(name: str, comparison: Comparison) -> list[tuple[str, str]]:
     lines = [
-        ("prompts", str(one.prompts)),
-        ("win rate", f"{one.win_rate.percent()}: {one.wins} won, {one.ties} tied, {one.losses} lost"),
-        ("mean reward difference", "too few prompts" if one.mean_delta is None else one.mean_delta.number()),
-        ("refusals", _change(one.refusals)),
-        ("cut off at the token limit", _change(one.truncated)),
-        ("degenerate answers", _change(one.degenerate)),
-        ("topic fit of answers", f"{_fit(one.fit_before)} → {_fit(one.fit_after)}"),
-        ("mean length", f"{one.words_before:.0f} → {one.words_after:.0f} words"),
+        ("prompts", str(comparison.prompts)),
+        (
+            "win rate",
+            f"{comparison.win_rate.percent()}: {comparison.wins} won, {comparison.ties} tied, {comparison.losses} lost",
+        ),
+        (
+            "mean reward difference",
+            "too few prompts" if comparison.mean_delta is None else comparison.mean_delta.number(),
+        ),
+        ("refusals", _change(comparison.refusals)),
+        ("cut off at the token limit", _change(comparison.truncated)),
+        ("degenerate answers", _change(comparison.degenerate)),
+        ("topic fit of answers", f"{_fit(comparison.fit_before)} → {_fit(comparison.fit_after)}"),
+        ("mean length", f"{comparison.words_before:.0f} → {comparison.words_after:.0f} words"),
     ]
     return [(f"{name}: {what}", figure) for what, figure in lines]
 

@@ -10,7 +10,7 @@ import zipfile
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import IO, Any
 
 from cai_helpers import __version__
 from cai_helpers.contents import file_hash
@@ -226,13 +226,20 @@ def _check(target: Path, hashes: dict[str, str]) -> int:
     with zipfile.ZipFile(target) as archive:
         if (broken := archive.testzip()) is not None:
             raise _damaged(broken)
-        found = {}
+        packed = {}
         for name in archive.namelist():
             with archive.open(name) as member:
-                found[name.removeprefix(f"{NAME}/")] = hashlib.file_digest(member, "sha256").hexdigest()
-        if differing := sorted(name for name in {*hashes, *found} if hashes.get(name) != found.get(name)):
+                packed[name.removeprefix(f"{NAME}/")] = _sha256(member)
+        if differing := sorted(name for name in {*hashes, *packed} if hashes.get(name) != packed.get(name)):
             raise _damaged(differing[0])
         return _count_tensors(archive.read(f"{NAME}/{_WEIGHTS}")) if _WEIGHTS in hashes else 0
+
+
+def _sha256(member: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while piece := member.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _damaged(name: str) -> CaiError:

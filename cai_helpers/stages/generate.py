@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from pydantic import Field
 from tqdm.auto import tqdm
@@ -21,6 +21,10 @@ from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_json, read_jsonl
 from cai_helpers.workspace import Workspace, holds_workspace
+
+if TYPE_CHECKING:
+    from cai_helpers.models.endpoint import EndpointGenerator
+    from cai_helpers.models.language import LanguageModel
 
 _SUMMARY_DAMAGED = "Run `cai generate --fresh`, which moves the rows to archive/ and starts over."
 
@@ -160,8 +164,8 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
     prompts = [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]
     done = {row["id"] for row in read_jsonl(workspace.traces)} if workspace.traces.exists() else set()
     pending = [prompt for prompt in prompts if prompt.id not in done and processes.owns(prompt.id)]
-    if there := sum(prompt.id in done for prompt in prompts):
-        workspace.say("generate", f"{there} of {len(prompts)} pairs are there already")
+    if present := sum(prompt.id in done for prompt in prompts):
+        workspace.say("generate", f"{present} of {len(prompts)} pairs are there already")
     if not pending:
         return _Made(0, [], [])
     store = JsonlStore(workspace.traces if processes.count == 1 else workspace.share_of_traces(processes.index))
@@ -171,7 +175,10 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
     for trace in _write(make_traces(critic, first), store):
         workspace.say("generate", f"before the long run, one pair as it comes:\n{readable(trace)}")
     rows = len(first) + _generate(critic, pending[len(first) :], store)
-    return _Made(rows, critic.drafter.notes(), critic.critic.usage.lines() if settings.generate.critic == "api" else [])
+    # what Critic knows as generators, which the scripted twins of tests are as well
+    talk = cast("LanguageModel", critic.drafter).notes()
+    api = settings.generate.critic == "api"
+    return _Made(rows, talk, cast("EndpointGenerator", critic.critic).usage.lines() if api else [])
 
 
 def readable(trace: Trace) -> str:
@@ -219,9 +226,9 @@ def _merge_shares(workspace: Workspace) -> None:
     store = JsonlStore(workspace.traces)
     if store.repaired_bytes:
         workspace.say("generate", "the last row was cut off when the run was killed; it is made again")
-    there = store.ids()
+    known = store.ids()
     for path in workspace.shares_of_traces():
-        store.append(row for row in JsonlStore(path).rows() if row["id"] not in there)
+        store.append(row for row in JsonlStore(path).rows() if row["id"] not in known)
         path.unlink()
 
 

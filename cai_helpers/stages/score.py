@@ -118,7 +118,7 @@ def _pair(trace: Trace, scores: PairScores) -> ScoredPair:
 
 
 def _report(scorer: str, pairs: list[ScoredPair], judged: Judged, seconds: float) -> ScoreReport:
-    deltas = [pair.delta for pair in pairs if pair.outcome == "revised"]
+    deltas = [pair.delta for pair in pairs if pair.outcome == "revised" and pair.delta is not None]
     signs = Counter((delta > 0) - (delta < 0) for delta in deltas)
     return ScoreReport(
         scorer=scorer,
