@@ -3,8 +3,11 @@ import json
 import pytest
 
 import cai_helpers
+from cai_helpers.calibration.accuracy import load_calibration
+from cai_helpers.critique.protocol_choice import read_choice
 from cai_helpers.errors import CaiError, SettingsChanged
 from cai_helpers.manifest import difference
+from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.schema import StageReport
 
 
@@ -120,3 +123,32 @@ def test_a_damaged_file_of_the_workspace_is_named_with_what_to_do(workspace, smo
     assert str(file) in error.value.what
     assert "Delete that file" in error.value.todo or "--fresh" in error.value.todo
     assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "is empty"), ('{"scorer": "s", "calib', "damaged"), ('{"scorer": "s"}', "form")]
+)
+def test_a_damaged_or_foreign_result_is_named_with_the_command_that_makes_it_anew(workspace, content, message):
+    readers = {
+        workspace.calibration: ("cai calibrate", lambda: load_calibration(workspace, "s")),
+        workspace.bakeoff: ("cai bakeoff", lambda: read_choice(workspace.bakeoff)),
+    }
+    for path, (command, read) in readers.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        with pytest.raises(CaiError, match=message) as error:
+            read()
+        assert str(path) in error.value.what
+        assert command in error.value.todo
+
+
+def test_a_report_that_another_version_wrote_is_no_traceback_on_the_page(workspace, smoke):
+    workspace.pairs_dir.mkdir(parents=True)
+    workspace.pairs.write_text("")
+    workspace.seal("analyze", {}, [workspace.pairs], Report(rows=3))
+    file = workspace.manifest_of("analyze")
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "report": {"statistics": {"mood": 1}, "gate": [], "findings": []}}))
+    with pytest.raises(CaiError, match="another version of cai-helpers wrote") as error:
+        write_run_report(smoke, workspace)
+    assert "cai run" in error.value.todo

@@ -6,8 +6,10 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 from scipy import stats
 
+from cai_helpers.errors import CaiError
 from cai_helpers.measures.intervals import Interval, proportion
 from cai_helpers.schema import Record
 from cai_helpers.store import read_json
@@ -97,11 +99,21 @@ def trust_line(calibration: Calibration | None) -> str:
 
 
 def load_calibration(workspace: Workspace, identity: str) -> Calibration | None:
-    """The calibration of this very scorer, whose identity is judging.scorer_identity; None if there is none."""
+    """The calibration of this very scorer, whose identity is judging.scorer_identity; None if there is none.
+
+    Raises:
+        CaiError: the file is damaged, or another version of this package wrote it.
+    """
     if not workspace.calibration.exists():
         return None
     stored = read_json(workspace.calibration, "Delete that file, and run `cai calibrate` again.")
-    return Calibration.model_validate(stored["calibration"]) if stored["scorer"] == identity else None
+    try:
+        return Calibration.model_validate(stored["calibration"]) if stored["scorer"] == identity else None
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CaiError(
+            f"{workspace.calibration} is not of the form that this version of cai-helpers writes.",
+            "Run `cai calibrate` again with the same --workspace.",
+        ) from error
 
 
 def trust_of_pairs(workspace: Workspace) -> str:

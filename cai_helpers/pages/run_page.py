@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from cai_helpers.analysis.diagnosis import Finding
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.contents import file_hash
 from cai_helpers.critique.protocol_choice import read_choice
+from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
 from cai_helpers.manifest import Manifest
 from cai_helpers.pages.template import write_page
@@ -67,7 +69,20 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
     """Write reports/report.html from what the stages left behind; what has not run is said to be missing, and why.
 
     stopped: why the run ended before training. What an earlier run trained and evaluated is then left out.
+
+    Raises:
+        CaiError: a stage's report is of another version of this package; running the stages again makes it anew.
     """
+    try:
+        return _write(settings, workspace, stopped)
+    except ValidationError as error:
+        raise CaiError(
+            f"{workspace.root} holds a report ({error.title}) that another version of cai-helpers wrote.",
+            "Run `cai run` with the same --workspace: the stages that cannot be read run again, with the rows that are there.",
+        ) from error
+
+
+def _write(settings: Settings, workspace: Workspace, stopped: str | None) -> Path:
     stages = [_stage(name, workspace, stopped) for name in _STAGES]
     manifests = {stage.name: stage.manifest for stage in stages if stage.manifest}
     evaluation = _evaluation(manifests.get("evaluate"), workspace)
