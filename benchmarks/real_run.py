@@ -139,7 +139,13 @@ def run_stages(options: argparse.Namespace) -> None:
         "curate.min_delta=auto",
         *options.set,
     ]
-    common = ["--workspace", str(out / "run"), "--preset", "t4", *(part for text in changes for part in ("--set", text))]
+    common = [
+        "--workspace",
+        str(out / "run"),
+        "--preset",
+        "t4",
+        *(part for text in changes for part in ("--set", text)),
+    ]
     cai = [sys.executable, "-m", "cai_helpers.cli"]
     run([*cai, "calibrate", *common])
     run([*cai, "bakeoff", "--n", str(options.bakeoff), *common])

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cai_helpers.errors import CaiError, TrainingRefused
+from cai_helpers.command import make_command, show
+from cai_helpers.errors import TrainingRefused
 from cai_helpers.schema import StageReport
-from cai_helpers.settings import Settings, load_settings
-from cai_helpers.workspace import DEFAULT_ROOT, Workspace
+from cai_helpers.settings import Settings
+from cai_helpers.workspace import Workspace
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,91 +28,8 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Move this stage's earlier 
 Strict = Annotated[bool, typer.Option("--strict", help="Refuse to train when any line of curate's gate falls short.")]
 
 
-def _common(
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            help="smoke (embedded models, CPU), t4, a100, or a YAML file. Default: what the workspace was made with, else t4."
-        ),
-    ] = None,
-    workspace: Annotated[Path, typer.Option(help="Folder of the run; everything is written below it.")] = DEFAULT_ROOT,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            help="A .jsonl, .jsonl.gz or .txt file, or a Hub dataset. The evaluation prompts are split off it."
-        ),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Training prompts to use at most.")] = None,
-    model: Annotated[str | None, typer.Option(help="Base model: Hub id or folder.")] = None,
-    adapter: Annotated[
-        str | None, typer.Option(help="Your Stage-2 LoRA: Hub id or folder; 'none' for no adapter.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Random seed of everything.")] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set train.beta=0.2. Repeatable.")
-    ] = None,
-) -> tuple[Settings, Workspace]:
-    """The options every command takes, read into settings and a workspace."""
-    space = Workspace(workspace)
-    changes = [f"models.base={model}"] if model else []
-    changes += [f"models.adapter={'null' if adapter == 'none' else adapter}"] if adapter else []
-    changes += [f"prompts.source={prompts}", "prompts.eval_source=null"] if prompts else []
-    changes += [f"prompts.limit={limit}"] if limit else []
-    changes += [f"seed={seed}"] if seed is not None else []
-    saved = str(space.settings_file) if space.settings_file.exists() else None
-    settings = load_settings(preset or saved or os.environ.get("CAI_PRESET", "t4"), changes + (set_ or []))
-    return settings, space
-
-
 def _command(function: Callable[..., StageReport | int]) -> None:
-    """Make `function(settings, workspace, …own options)` a command that takes the common options as well.
-
-    Typer reads options from a signature; writing the eight common ones into each command would be nine copies.
-    """
-
-    @functools.wraps(function)
-    def command(debug: bool, **options: object) -> None:
-        own = {name: options.pop(name) for name in own_parameters}
-        try:
-            result = function(*_common(**options), **own)
-        except CaiError as error:
-            if debug:
-                raise
-            typer.secho(f"Error: {error.what}", fg="red", err=True)
-            typer.echo(error.todo, err=True)
-            raise typer.Exit(error.exit_code) from None
-        if isinstance(result, StageReport):
-            show(result)
-        elif result:
-            raise typer.Exit(result)
-
-    own_parameters = list(inspect.signature(function, eval_str=True).parameters.values())[2:]
-    names = {parameter.name for parameter in own_parameters}  # an own --limit takes the place of the common one
-    common_parameters = [
-        parameter
-        for parameter in inspect.signature(_common, eval_str=True).parameters.values()
-        if parameter.name not in names
-    ]
-    debug_parameter = inspect.Parameter(
-        "debug",
-        inspect.Parameter.KEYWORD_ONLY,
-        default=False,
-        annotation=Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
-    )
-    parameters = [*own_parameters, *common_parameters, debug_parameter]
-    command.__signature__ = inspect.Signature([p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters])
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    own_parameters = [parameter.name for parameter in own_parameters]
-    app.command(function.__name__.removeprefix("_"))(command)
-
-
-def show(report: StageReport) -> None:
-    """Print a report as an aligned table."""
-    typer.secho(f"\n{report.title()}", bold=True)
-    lines = report.lines()
-    width = max((len(name) for name, _ in lines), default=0)
-    for name, value in lines:
-        typer.echo(f"  {name.ljust(width)}  " + value.replace("\n", "\n" + " " * (width + 4)))
+    app.command(function.__name__)(make_command(function))
 
 
 def _with_strict(settings: Settings, strict: bool) -> Settings:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, choose_dtype, free_disk, ram_bytes, this_machine
+from cai_helpers.manifest import library_versions
 from cai_helpers.models.hub import EMBEDDED, from_hub, locate
 from cai_helpers.models.language import load_chat_format
 from cai_helpers.settings import Settings
-from cai_helpers.workspace import Workspace, library_versions
+from cai_helpers.workspace import Workspace
 
 _LEAST = {"torch": (2, 4), "transformers": (5, 15), "trl": (1, 15), "peft": (0, 20), "datasets": (4, 0)}
 _DISK_NEEDED = 12 * GIB  # gemma-2b 4.7, reward model 1.7, checkpoints and adapters of a run
@@ -34,7 +35,7 @@ def examine(settings: Settings, workspace: Workspace) -> list[Check]:
     """Python, libraries, accelerator, memory, disk, token, and access to each model of the settings."""
     embedded = settings.models.base.startswith(EMBEDDED)
     checks = [_python(), *_libraries(), _accelerator(settings, embedded), _memory(), _disk(workspace, embedded)]
-    names = [settings.models.base, settings.models.adapter, settings.models.reward]
+    names = [settings.models.base, settings.models.adapter, settings.models.reward.model]
     remote = [name for name in names if name and not Path(locate(name)).exists()]
     if remote:
         checks.append(_token())
@@ -77,8 +78,8 @@ def _accelerator(settings: Settings, embedded: bool) -> Check:
         return Check(
             "GPU", embedded, f"none, {precision} on {machine.name}", "In Colab: Runtime → Change runtime type → T4 GPU."
         )
-    found = f"{machine.gpus} × {machine.name}, {machine.memory / GIB:.1f} GiB, {precision}"
-    return Check("GPU", embedded or machine.memory >= _GPU_NEEDED, found, "Gemma-2b needs a card of 16 GB.")
+    device = f"{machine.gpus} × {machine.name}, {machine.memory / GIB:.1f} GiB, {precision}"
+    return Check("GPU", embedded or machine.memory >= _GPU_NEEDED, device, "Gemma-2b needs a card of 16 GB.")
 
 
 def _memory() -> Check:
@@ -100,11 +101,11 @@ def _disk(workspace: Workspace, embedded: bool) -> Check:
 def _token() -> Check:
     from huggingface_hub import get_token
 
-    found = get_token() is not None
+    present = get_token() is not None
     return Check(
         "Hub token",
-        found,
-        "set" if found else "none",
+        present,
+        "set" if present else "none",
         "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one.",
     )
 

@@ -18,6 +18,12 @@ class CaiError(Exception):
         return [f"{type(self).__name__}: {self.what}", self.todo]
 
 
+class StoppedByHand(CaiError):
+    """Ctrl-C, or a notebook's stop button. `what` says what is on disk."""
+
+    exit_code = 130  # what shells expect of a command that SIGINT ended
+
+
 class TrainingRefused(CaiError):
     """The pairs are not worth training on. Not a crash: the report of what was done is written."""
 

@@ -31,7 +31,7 @@ class RunReport(StageReport):
     analyze: AnalyzeReport
     train: Report | None = None
     evaluate: EvaluateReport | None = None
-    export: ExportReport | None = None
+    export: ExportReport
     stopped: str | None = None  # why training refused
 
     def title(self) -> str:
@@ -57,24 +57,31 @@ def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
     workspace.save_settings(settings)
     download_models(settings, workspace)
     calibrated, uncalibrated = _calibrated(settings, workspace)  # first: a mistake in the gold file shows at once
-    reports = {
-        "calibrate": calibrated,
-        "generate": generate_pairs(settings, workspace),
-        "score": score_pairs(settings, workspace),
-        "curate": curate_pairs(settings, workspace),
-        "analyze": analyze_pairs(settings, workspace),
-    }
-    stopped = None
+    generated = generate_pairs(settings, workspace)
+    scored = score_pairs(settings, workspace)
+    curated = curate_pairs(settings, workspace)
+    analyzed = analyze_pairs(settings, workspace)
+    trained = evaluated = stopped = None
     try:
-        reports["train"] = train_policy(settings, workspace)
-        reports["evaluate"] = evaluate_models(settings, workspace)
+        trained = train_policy(settings, workspace)
+        evaluated = evaluate_models(settings, workspace)
     except TrainingRefused as refusal:
         stopped = f"{refusal.what} {refusal.todo}"
         workspace.say("train", stopped)
     page = write_run_report(settings, workspace, stopped)
-    reports["export"] = export_artifacts(settings, workspace)
     return RunReport(
-        workspace=str(workspace.root), page=str(page), stopped=stopped, uncalibrated=uncalibrated, **reports
+        workspace=str(workspace.root),
+        page=str(page),
+        calibrate=calibrated,
+        uncalibrated=uncalibrated,
+        generate=generated,
+        score=scored,
+        curate=curated,
+        analyze=analyzed,
+        train=trained,
+        evaluate=evaluated,
+        export=export_artifacts(settings, workspace),
+        stopped=stopped,
     )
 
 

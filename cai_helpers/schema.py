@@ -19,6 +19,8 @@ class Message(TypedDict):
 
 Messages = list[Message]
 
+HARMFUL, BENIGN = "harmless", "helpful"  # categories of prompts, named after the virtue that is tested
+
 # Why a pair is what it is. Only `revised` carries a revision; every other outcome keeps the draft and says why.
 Outcome = Literal[
     "revised",

@@ -83,6 +83,22 @@ def write_json(path: Path, value: Any) -> None:
     write_atomically(path, _encode(value, indent=2) + b"\n")
 
 
+def read_json(path: Path, todo: str) -> Any:
+    """The content of a JSON file that this package wrote; `todo` says what to do where it is damaged.
+
+    json and not pydantic's own parser, which refuses the lone surrogates that a model's text may hold.
+
+    Raises:
+        CaiError: the file is empty, cut off or no JSON; the message names it.
+    """
+    content = path.read_bytes()
+    try:
+        return json.loads(content.decode())
+    except ValueError as error:
+        what = "is empty" if not content.strip() else f"is damaged: it is not valid JSON ({error})"
+        raise CaiError(f"{path} {what}.", todo) from error
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     ground.make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")

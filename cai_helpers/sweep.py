@@ -13,7 +13,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.ground import make_folder
 from cai_helpers.schema import Record, StageReport
 from cai_helpers.settings import Settings, Train, change_settings
-from cai_helpers.stages.train import sft_folder, start_over, train_policy
+from cai_helpers.stages.train import start_over, train_policy
 from cai_helpers.store import write_atomically
 from cai_helpers.training.outcome.dpo import DpoReport
 from cai_helpers.training.policy.reference_store import folder_of, record_of
@@ -85,7 +85,7 @@ def sweep(settings: Settings, workspace: Workspace, request: str, fresh: bool = 
     own = [_settings_of_run(settings, field, value) for value in values]  # a value out of range is refused here
     workspace.require(workspace.train_rows, made_by="curate")
     if fresh:
-        workspace.archive("sweep", [workspace.root / "sweep"])
+        workspace.archive("sweep", [workspace.sweep_dir])
         start_over(settings, workspace)
     runs = [
         _run(changed, workspace, field, value, settings.train.epochs)
@@ -138,10 +138,10 @@ def _settings_of_run(settings: Settings, field: str, value: float) -> Settings:
 
 
 def _run(settings: Settings, workspace: Workspace, field: str, value: float, epochs: float) -> Run:
-    space = Workspace(workspace.root / "sweep" / f"{field}={value:g}")
+    space = workspace.run_of_sweep(field, value)
     make_folder(space.dataset_dir)
     shutil.copytree(workspace.dataset_dir, space.dataset_dir, dirs_exist_ok=True)
-    for done in sorted((workspace.root / "sweep").glob("*=*")):
+    for done in sorted(workspace.sweep_dir.glob("*=*")):
         share(Workspace(done), space)
     workspace.say("sweep", f"{field}={value:g}, in {space.root}")
     report = train_policy(settings, space)
@@ -161,9 +161,9 @@ def _run(settings: Settings, workspace: Workspace, field: str, value: float, epo
 def share(source: Workspace, target: Workspace) -> None:
     """Give `target` what `source` computed before its DPO began. Either is used only where it fits: it names its basis."""
     wanted = [*folder_of(source).glob("*.json"), record_of(source)] if record_of(source).exists() else []
-    sealed = source.root / "manifests" / "sft.json"
-    if sealed.exists() and not sft_folder(target).exists():
-        wanted += [*(sft_folder(source) / "adapter").iterdir(), source.logs / "history_sft.jsonl", sealed]
+    sealed = source.manifest_of("sft")
+    if sealed.exists() and not target.sft_dir.exists():
+        wanted += [*(source.sft_dir / "adapter").iterdir(), source.sft_history, sealed]
     for path in wanted:
         copy = target.root / path.relative_to(source.root)
         if not copy.exists():

@@ -1,4 +1,4 @@
-"""Every path of a run, and what each stage left behind.
+"""The folder of a run: what each stage left behind, and who writes to it.
 
 A stage is complete when its manifest exists: it is written last, holds what the result depended on and the hash
 of every output, and `finished` checks both.
@@ -7,82 +7,42 @@ of every output, and `finished` checks both.
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ValidationError
 from tqdm.auto import tqdm
 
 from cai_helpers import ground, lock
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, SettingsChanged, WorkspaceVanished
 from cai_helpers.machine.processes import is_main_process
+from cai_helpers.manifest import (
+    Fingerprint,
+    Manifest,
+    WrittenByAnother,
+    all_versions,
+    difference,
+    plain,
+    read_manifest,
+    version_line,
+)
+from cai_helpers.paths import RunPaths
 from cai_helpers.schema import StageReport
-from cai_helpers.store import write_json
+from cai_helpers.store import read_json, write_json
 
-DEFAULT_ROOT = Path("artifacts/stage3_constitutional")
-_LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface_hub")
-
-Fingerprint = dict[str, Any]  # what a stage's result depends on: setting or "input …" → value or hash
 ReportType = TypeVar("ReportType", bound=StageReport)
 
 
-class Manifest(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    stage: str
-    fingerprint: Fingerprint
-    outputs: dict[str, str]  # path below the workspace → sha256
-    report: dict[str, Any]
-    title: str  # the report as it was shown: a page can show it without knowing the stage's class
-    lines: list[tuple[str, str]]
-    finished: str  # UTC
-    versions: dict[str, str]
-
-
-class Workspace:
+class Workspace(RunPaths):
     """The folder of one run. Nothing is made on disk before something is written."""
 
-    def __init__(self, root: Path | str = DEFAULT_ROOT) -> None:
-        self.root = Path(root)
-        self.pairs_dir = self.root / "pairs"
-        self.prompts = self.pairs_dir / "prompts.jsonl"
-        self.prompt_summary = self.pairs_dir / "prompt_summary.json"
-        self.eval_prompts = self.pairs_dir / "eval_prompts.jsonl"
-        self.traces = self.pairs_dir / "traces.jsonl"
-        self.scores = self.pairs_dir / "scores.jsonl"
-        self.pairs = self.pairs_dir / "pairs.jsonl"
-        self.overrides = self.pairs_dir / "overrides.jsonl"
-        self.blind = self.pairs_dir / "blind.jsonl"
-        self.calibration = self.root / "calibration" / "result.json"
-        self.calibration_scores = self.root / "calibration" / "scores.jsonl"
-        self.bakeoff = self.root / "bakeoff" / "result.json"
-        self.dataset_dir = self.root / "dpo_dataset"
-        self.train_rows = self.dataset_dir / "train.jsonl"
-        self.eval_rows = self.dataset_dir / "eval.jsonl"
-        self.dropped_rows = self.dataset_dir / "dropped.jsonl"
-        self.one_sided_rows = self.dataset_dir / "one_sided.jsonl"
-        self.curation_stats = self.dataset_dir / "stats.json"
-        self.checkpoints = self.root / "checkpoints"
-        self.adapter = self.root / "models" / "lora_adapters"
-        self.logs = self.root / "logs"
-        self.history = self.logs / "history.jsonl"
-        self.held_out = self.logs / "held_out_pairs.jsonl"
-        self.metrics = self.root / "metrics.json"
-        self.reports = self.root / "reports"
-        self.evaluation_dir = self.root / "evaluation"
-        self.answers = self.evaluation_dir / "answers.jsonl"
-        self.evaluation_scores = self.evaluation_dir / "scores.jsonl"
-        self.responses = self.evaluation_dir / "responses.jsonl"
-        self.export_dir = self.root / "export"
-        self.settings_file = self.root / "settings.json"
-        self._manifests = self.root / "manifests"
+    def run_of_sweep(self, field: str, value: float) -> Workspace:
+        """The workspace of one run that a sweep compares."""
+        return Workspace(self.sweep_dir / f"{field}={value:g}")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -120,7 +80,7 @@ class Workspace:
         ground.make_folder(self.logs)
         with (
             ground.writing(self.logs),
-            (self.logs / "run.log").open("a", encoding="utf-8", errors="backslashreplace") as file,
+            self.run_log.open("a", encoding="utf-8", errors="backslashreplace") as file,
         ):
             file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} {stage}: {message}\n")
 
@@ -132,17 +92,31 @@ class Workspace:
         ground.open_root(self.root)
         values = settings.model_dump(mode="json")
         if section is not None and self.settings_file.exists():
-            values = json.loads(self.settings_file.read_text(encoding="utf-8")) | {section: values[section]}
+            values = self._kept_settings() | {section: values[section]}
         write_json(self.settings_file, values)
 
+    def _kept_settings(self) -> dict[str, Any]:
+        return read_json(self.settings_file, "Delete that file, and name the preset and your own settings once more.")
+
     def manifest(self, stage: str) -> Manifest | None:
-        path = self._manifests / f"{stage}.json"
-        # json and not pydantic's own parser, which refuses the lone surrogates that a model's text may hold
-        return Manifest.model_validate(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        """What a complete stage left behind; None where it is not complete, or another version's, which is said.
+
+        Raises:
+            CaiError: the manifest is damaged.
+        """
+        try:
+            return read_manifest(self.manifest_of(stage), stage)
+        except WrittenByAnother as reason:
+            self.say(stage, f"counts as not complete: its manifest is {reason}")
+            return None
 
     def finished(self, stage: str, fingerprint: Fingerprint, report: type[ReportType]) -> ReportType | None:
         """The report of a complete stage whose inputs, settings and outputs are what they were; else None, and why."""
-        manifest = self.manifest(stage)
+        try:
+            manifest = read_manifest(self.manifest_of(stage), stage)
+        except WrittenByAnother as reason:
+            self.say(stage, f"runs again: {reason}")
+            return None
         if manifest is None:
             return None
         if changes := difference(manifest.fingerprint, plain(fingerprint)):
@@ -151,8 +125,13 @@ class Workspace:
         if touched := [name for name, digest in manifest.outputs.items() if file_hash(self.root / name) != digest]:
             self.say(stage, f"runs again: {', '.join(touched)} changed or disappeared since it was written")
             return None
+        try:
+            earlier = report.model_validate(manifest.report)
+        except ValidationError:
+            self.say(stage, f"runs again: {version_line(manifest.versions)}")
+            return None
         self.say(stage, f"complete since {manifest.finished}, nothing to do")
-        return report.model_validate(manifest.report)
+        return earlier
 
     def seal(self, stage: str, fingerprint: Fingerprint, outputs: list[Path], report: StageReport) -> None:
         """Write the stage's manifest. Call it last: its existence means the stage is complete."""
@@ -164,13 +143,14 @@ class Workspace:
             title=report.title(),
             lines=report.lines(),
             finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-            versions=library_versions(),
+            versions=all_versions(),
         )
-        write_json(self._manifests / f"{stage}.json", manifest.model_dump(mode="json"))
+        write_json(self.manifest_of(stage), manifest.model_dump(mode="json"))
 
     def note_metrics(self, stage: str, report: StageReport) -> None:
         """Put the stage's report into metrics.json, beside those of the other stages."""
-        metrics = json.loads(self.metrics.read_text(encoding="utf-8")) if self.metrics.exists() else {}
+        remedy = "Delete that file: each stage that runs again writes its figures anew; the manifests hold them all."
+        metrics = read_json(self.metrics, remedy) if self.metrics.exists() else {}
         write_json(self.metrics, {**metrics, stage: report.model_dump(mode="json")})
 
     def begin(self, stage: str, fingerprint: Fingerprint) -> None:
@@ -179,11 +159,11 @@ class Workspace:
         Raises:
             SettingsChanged: the stage was begun with other settings; the message is their difference.
         """
-        path = self._manifests / f"{stage}.begun.json"
-        if not path.exists():
-            write_json(path, plain(fingerprint))
+        before = self.begun(stage)
+        if before is None:
+            write_json(self.begun_of(stage), plain(fingerprint))
             return
-        if changes := difference(json.loads(path.read_text(encoding="utf-8")), plain(fingerprint)):
+        if changes := difference(before, plain(fingerprint)):
             raise SettingsChanged(
                 f"{stage} was begun in {self.root} with other settings: {'; '.join(changes)}.",
                 f"Set them back to go on, run `cai {stage} --fresh` to move the old results to archive/ and start "
@@ -192,16 +172,17 @@ class Workspace:
 
     def begun(self, stage: str) -> Fingerprint | None:
         """What `begin` noted, or None: the stage was not begun."""
-        path = self._manifests / f"{stage}.begun.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        path = self.begun_of(stage)
+        remedy = f"It says what the rows were made with: run `cai {stage} --fresh`, which moves them to archive/."
+        return read_json(path, remedy) if path.exists() else None
 
     def archive(self, stage: str, paths: list[Path]) -> None:
         """Move what a stage made to archive/, so that it can start over. Nothing is deleted."""
-        marks = [self._manifests / f"{stage}.json", self._manifests / f"{stage}.begun.json"]
+        marks = [self.manifest_of(stage), self.begun_of(stage)]
         existing = [path for path in [*paths, *marks] if path.exists()]
         if not existing:
             return
-        target = self.root / "archive" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{stage}-{time.time_ns() % 1000:03d}"
+        target = self.archive_of(stage)
         for path in existing:
             destination = target / path.relative_to(self.root)
             ground.make_folder(destination.parent)
@@ -219,14 +200,18 @@ class Workspace:
         return path
 
 
-Stage = TypeVar("Stage", bound=Callable[..., Any])
+Given = TypeVar("Given", bound=BaseModel)
+Others = ParamSpec("Others")
+Result = TypeVar("Result")
 
 
-def holds_workspace(stage: Stage) -> Stage:
+def holds_workspace(
+    stage: Callable[Concatenate[Given, Workspace, Others], Result],
+) -> Callable[Concatenate[Given, Workspace, Others], Result]:
     """A stage's public entry, `stage(settings, workspace, …)`: it holds the workspace while it runs."""
 
     @functools.wraps(stage)
-    def alone(settings: BaseModel, workspace: Workspace, *others: Any, **options: Any) -> Any:
+    def alone(settings: Given, workspace: Workspace, *others: Others.args, **options: Others.kwargs) -> Result:
         with workspace.held():
             return stage(settings, workspace, *others, **options)
 
@@ -247,50 +232,8 @@ NOTEBOOK_OF_STAGE = {
 }
 
 
-def plain(fingerprint: Fingerprint) -> Fingerprint:
-    """The fingerprint as JSON gives it back, so that a stored and a fresh one compare equal."""
-    return json.loads(json.dumps(fingerprint))
-
-
-def difference(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Readable lines, one for each entry that differs."""
-    return [
-        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
-    ]
-
-
-def section(name: str, settings: BaseModel, exclude: set[str] | None = None) -> Fingerprint:
-    """A settings section as fingerprint entries: {"train.beta": 0.1, …}."""
-    return {f"{name}.{field}": value for field, value in settings.model_dump(mode="json", exclude=exclude).items()}
-
-
-def file_hash(path: Path) -> str | None:
-    """sha256 of a file; of a folder, over the names and hashes of the files below it; None if there is none."""
-    if path.is_dir():
-        digest = hashlib.sha256()
-        for item in sorted(item for item in path.rglob("*") if item.is_file()):
-            digest.update(f"{item.relative_to(path).as_posix()}\0{file_hash(item)}\0".encode())
-        return digest.hexdigest()
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def require_hash(path: Path) -> str:
     digest = file_hash(path)
     if digest is None:
         raise FileNotFoundError(f"a stage sealed {path}, which it did not write")
     return digest
-
-
-def library_versions() -> dict[str, str]:
-    versions = {}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "missing"
-    return versions

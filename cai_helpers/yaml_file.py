@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -24,17 +24,33 @@ def read_yaml(path: Path | Traversable, model: type[Model], example: str) -> Mod
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise CaiError(f"There is no file {path}.", f"Check the path, or begin with a copy of {example}.") from None
+    except UnicodeDecodeError as error:
+        raise CaiError(f"{path} is not UTF-8 text: {error}.", "Save it as UTF-8.") from error
+    value = parse_yaml(text, str(path), "Correct that line.")
     try:
-        return model.model_validate(yaml.safe_load(text))
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise CaiError(f"{path}, line {line}: not valid YAML: {error.problem}.", "Correct that line.") from error
+        return model.model_validate(value)
     except ValidationError as error:
         problems = [
             f"line {_line(text, problem['loc'])}: {_place(problem['loc'])}: {problem['msg']}"
             for problem in error.errors()
         ]
         raise CaiError(f"{path}, {'; '.join(problems)}", f"Compare with {example}.") from error
+
+
+def parse_yaml(text: str, name: str, todo: str) -> Any:
+    """The value of a YAML text; `name` says in an error where it stands, `todo` what to do.
+
+    Raises:
+        CaiError: it is not YAML; the message names the line, where there is more than one.
+    """
+    try:
+        return yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{name}, line {mark.line + 1}" if mark and "\n" in text.strip() else name
+        raise CaiError(f"{place}: not valid YAML: {error.problem}.", todo) from error
+    except (yaml.YAMLError, ValueError) as error:  # a character that YAML knows not; a date that is none
+        raise CaiError(f"{name}: not valid YAML: {str(error).splitlines()[0]}.", todo) from error
 
 
 def _line(text: str, location: tuple[int | str, ...]) -> int:

@@ -46,7 +46,7 @@ def test_a_complete_calibration_does_nothing_and_a_killed_one_scores_only_the_re
 def test_a_calibration_speaks_for_its_own_scorer_alone(calibrated, smoke):
     workspace, report = calibrated
     assert load_calibration(workspace, scorer_identity(smoke)) == report.calibration
-    other = load_settings("smoke", ["models.reward_max_length=256"])
+    other = load_settings("smoke", ["models.reward.max_length=256"])
     assert load_calibration(workspace, scorer_identity(other)) is None
 
 
@@ -55,7 +55,7 @@ def test_the_report_page_shows_the_sentence_and_the_picture_of_this_scorer_only(
     page = write_run_report(smoke, workspace).read_text(encoding="utf-8")
     assert trust_line(report.calibration) in page
     assert "data:image/png;base64" in page
-    other = write_run_report(load_settings("smoke", ["models.reward_max_length=256"]), workspace)
+    other = write_run_report(load_settings("smoke", ["models.reward.max_length=256"]), workspace)
     assert NOT_CALIBRATED in other.read_text(encoding="utf-8")
     assert "data:image/png;base64" not in other.read_text(encoding="utf-8")
 

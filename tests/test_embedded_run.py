@@ -1,18 +1,23 @@
 """Generation and scoring on the embedded models, killed and resumed as a Colab runtime would be."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import islice
+from pathlib import Path
 
 import pytest
 
 from cai_helpers.errors import SettingsChanged
+from cai_helpers.models.hub import locate
 from cai_helpers.settings import load_settings
+from cai_helpers.stages.evaluate import evaluate_models
 from cai_helpers.stages.generate import generate_pairs
 from cai_helpers.stages.score import score_pairs
-from cai_helpers.store import read_jsonl
+from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace
 
 SMALL = ["prompts.limit=24", "generate.batch_size=4"]
@@ -95,7 +100,7 @@ def test_scoring_resumes_and_a_changed_scorer_scores_again_without_generating(wh
     whole.scores.write_bytes(b"".join(lines[:10]))
     whole.pairs.unlink()
     assert score_pairs(small(), whole).scored_now == len(lines) - 10
-    other = score_pairs(small("models.reward_max_length=256"), whole)
+    other = score_pairs(small("models.reward.max_length=256"), whole)
     assert other.scored_now == len(lines)
     assert other.mean_delta == pytest.approx(first.mean_delta, abs=1e-4)
 
@@ -107,3 +112,27 @@ def test_failed_revisions_have_a_reason_and_no_score(whole):
         assert (row["revised_score"] is None) == (row["outcome"] not in ("revised", "kept"))
         if row["outcome"] != "revised":
             assert row["revised_response"] == row["base_response"]
+
+
+def test_another_seed_gives_other_drafts_and_other_answers(tmp_path):
+    prompts = list(islice(read_jsonl(Path(locate("embedded:prompts/train.jsonl"))), 6))
+    held_out = list(islice(read_jsonl(Path(locate("embedded:prompts/eval.jsonl"))), 4))
+    for name, rows in (("prompts", prompts), ("held_out", held_out)):
+        write_jsonl(tmp_path / f"{name}.jsonl", rows)
+
+    def texts(name: str, seed: int) -> tuple[dict[str, str], dict[str, str]]:
+        """What one run drafts, and what its Stage 3 (here: Stage 2 again) answers."""
+        files = [f"prompts.source={tmp_path / 'prompts.jsonl'}", f"prompts.eval_source={tmp_path / 'held_out.jsonl'}"]
+        settings = small(*files, "prompts.limit=null", f"seed={seed}", "evaluate.temperature=0.7")
+        workspace = Workspace(tmp_path / name)
+        generate_pairs(settings, workspace)
+        shutil.copytree(locate("embedded:stage2"), workspace.adapter)
+        evaluate_models(settings, workspace)
+        answers = {row["id"]: row["stage3"] for row in read_jsonl(workspace.responses)}
+        return {name: row["draft"] for name, row in traces(workspace).items()}, answers
+
+    first, other = texts("first", 0), texts("other", 1)
+    assert [len(group) for group in first] == [6, 4]
+    for before, after in zip(first, other, strict=True):
+        assert before.keys() == after.keys()
+        assert sum(before[name] != after[name] for name in before) >= 2

@@ -27,9 +27,11 @@ from cai_helpers.models.language import (
 )
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.schema import Prompt
+from cai_helpers.settings import load_settings
 from cai_helpers.stages import evaluate
 from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models, load_policies
-from cai_helpers.store import read_jsonl, write_jsonl
+from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
+from cai_helpers.workspace import Workspace
 
 REFUSAL = "I'm sorry, but I can't help with that."
 ANSWER = "Boil the water, then pour it over the leaves."
@@ -275,6 +277,36 @@ def test_a_killed_evaluation_resumes_without_repeating_an_answer(smoke, workspac
     assert len(list(read_jsonl(workspace.answers))) == 4
 
 
+def test_answers_are_written_by_the_batch_and_the_last_ones_too(smoke, workspace, play, monkeypatch):
+    write_prompts(workspace, count=5)
+    write_adapter(workspace)
+    play([ANSWER] * 5, [REFUSAL] * 5, SCORES)
+    sizes = []
+    append = JsonlStore.append
+
+    def counted(store, rows):
+        rows = list(rows)
+        if store.path == workspace.answers:
+            sizes.append(len(rows))
+        append(store, rows)
+
+    monkeypatch.setattr(JsonlStore, "append", counted)
+    by_two = smoke.model_copy(update={"evaluate": smoke.evaluate.model_copy(update={"batch_size": 2})})
+    assert evaluate_models(by_two, workspace).generated_now == 10
+    assert sizes == [2, 2, 1, 2, 2, 1]
+
+
+def test_a_workspace_that_was_moved_keeps_its_answers(smoke, workspace, play):
+    write_prompts(workspace)
+    write_adapter(workspace)
+    play([ANSWER, ANSWER], [REFUSAL, REFUSAL], SCORES)
+    evaluate_models(smoke, workspace)
+    moved = Workspace(workspace.root.rename(workspace.root.with_name("elsewhere")))
+    play([], [], SCORES)
+    other = load_settings("smoke", ["evaluate.batch_size=1", "models.reward.max_length=256"])
+    assert evaluate_models(other, moved).generated_now == 0  # scored anew, but not generated
+
+
 def test_a_new_adapter_is_answered_anew_and_stage_2_is_not(smoke, workspace, play):
     write_prompts(workspace)
     write_adapter(workspace)
@@ -293,7 +325,7 @@ def test_another_reward_model_scores_again_without_generating(smoke, workspace, 
     play([ANSWER, ANSWER], [REFUSAL, REFUSAL], SCORES)
     evaluate_models(smoke, workspace)
     play([], [], {ANSWER: 1.0, REFUSAL: -1.0})
-    other = smoke.model_copy(update={"models": smoke.models.model_copy(update={"reward_max_length": 256})})
+    other = smoke.model_copy(update={"models": load_settings("smoke", ["models.reward.max_length=256"]).models})
     report = evaluate_models(other, workspace)
     assert (report.generated_now, report.overall.losses) == (0, 2)
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load, save
 
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import attach_adapter, load_base
@@ -18,7 +19,6 @@ from cai_helpers.stages import export
 from cai_helpers.stages.export import export_artifacts
 from cai_helpers.store import write_json, write_jsonl
 from cai_helpers.training.policy.lora import POLICY, save_policy
-from cai_helpers.workspace import file_hash
 
 
 class Shown(StageReport):

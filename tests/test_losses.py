@@ -12,7 +12,8 @@ from tiny_run import check, make_settings, make_trainer, make_workspace, sequenc
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cai_helpers.errors import CaiError
-from cai_helpers.settings import Loss, load_settings
+from cai_helpers.sections import Loss
+from cai_helpers.settings import load_settings
 from cai_helpers.training import dpo
 from cai_helpers.training.policy.losses import readable, start_value
 from cai_helpers.training.rows.pairs import encode, read_rows

@@ -20,7 +20,8 @@ LOADERS = {
 }
 PROGRAM = """
 from cai_helpers.errors import CaiError
-from cai_helpers.settings import Models, RewardSource, Settings
+from cai_helpers.sections import Models, RewardSource
+from cai_helpers.settings import Settings
 try:
     {load}
 except CaiError as error:

@@ -10,7 +10,8 @@ from cai_helpers.models.batches import in_batches
 from cai_helpers.scoring.ensemble import Ensemble
 from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.scoring.reward_model import RewardModel, check_sanity, check_spread, norming_texts
-from cai_helpers.settings import RewardSource, load_settings
+from cai_helpers.sections import RewardSource
+from cai_helpers.settings import load_settings
 from cai_helpers.stages.score import choose_side
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefgh"]
@@ -216,7 +217,7 @@ def test_truncated_questions_are_reported(classifier):
 
 def test_the_identity_of_a_scorer_names_all_that_its_scores_depend_on():
     plain = load_settings("smoke")
-    one = load_settings("smoke", ["models.reward_labels={bad: -1}"])
+    one = load_settings("smoke", ["models.reward.labels={bad: -1}"])
     two = load_settings("smoke", ["models.reward_ensemble=[{model: other/reward, max_length: 256}]"])
     fed = load_settings("smoke", ["score.by=ai_feedback"])
     more = load_settings("smoke", ["score.by=ai_feedback", "score.feedback_principles=2"])

@@ -105,7 +105,7 @@ def test_a_sweep_resumes_shares_the_reference_and_goes_on_with_the_chosen_value(
 
     monkeypatch.setattr(PolicyTrainer, "training_step", interrupted)
     stopped = CliRunner().invoke(app, command)
-    assert (stopped.exit_code, "Stopped by hand at step 0 of 3" in stopped.output) == (1, True)
+    assert (stopped.exit_code, "Stopped by hand at step 0 of 3" in stopped.output) == (130, True)
     monkeypatch.setattr(PolicyTrainer, "training_step", training_step)
 
     result = CliRunner().invoke(app, command)

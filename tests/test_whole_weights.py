@@ -11,7 +11,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import attach_adapter, load_base, load_stage2
 from cai_helpers.scoring.reward_model import load_reward_model
-from cai_helpers.settings import Models, RewardSource
+from cai_helpers.sections import Models, RewardSource
 from cai_helpers.stages.evaluate import load_policies
 from cai_helpers.training.policy.merged import merge_stage2
 

@@ -1,8 +1,14 @@
+import json
+
 import pytest
 
+import cai_helpers
+from cai_helpers.calibration.accuracy import load_calibration
+from cai_helpers.critique.protocol_choice import read_choice
 from cai_helpers.errors import CaiError, SettingsChanged
+from cai_helpers.manifest import difference
+from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.schema import StageReport
-from cai_helpers.workspace import difference, file_hash
 
 
 class Report(StageReport):
@@ -71,9 +77,78 @@ def test_a_difference_names_what_is_new_and_what_is_gone():
     assert difference({"a": 1, "b": 2}, {"a": 1, "c": 3}) == ["b was 2, now None", "c was None, now 3"]
 
 
-def test_a_folder_hash_sees_names_and_contents(tmp_path):
-    (tmp_path / "a").write_text("1")
-    first = file_hash(tmp_path)
-    (tmp_path / "a").rename(tmp_path / "b")
-    assert file_hash(tmp_path) != first
-    assert file_hash(tmp_path / "none") is None
+# --- what is damaged, and what another version wrote ---
+
+
+def test_a_manifest_of_another_version_makes_the_stage_run_again_and_says_whose_it_is(workspace, capsys):
+    seal(workspace, {"a": 1})
+    file = workspace.manifest_of("score")
+    manifest = json.loads(file.read_text())
+    assert manifest["versions"]["cai_helpers"] == cai_helpers.__version__
+    manifest["versions"]["cai_helpers"] = "0.0.9"
+    file.write_text(json.dumps({**manifest, "mood": "good"}))
+    assert workspace.finished("score", {"a": 1}, Report) is None
+    assert "score: runs again: written by another version (0.0.9; this is" in capsys.readouterr().out
+    assert workspace.manifest("score") is None
+    assert "score: counts as not complete: its manifest is written by another" in capsys.readouterr().out
+    seal(workspace, {"a": 1})
+    assert workspace.finished("score", {"a": 1}, Report) == Report(rows=3)
+
+
+def test_a_report_of_another_version_makes_the_stage_run_again(workspace, capsys):
+    seal(workspace, {})
+    file = workspace.manifest_of("score")
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "report": {"lines": 3}, "versions": {"torch": "2"}}))
+    assert workspace.finished("score", {}, Report) is None
+    assert "runs again: written by another version" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b'{"stage": "sco', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    "name", ["manifests/score.json", "manifests/score.begun.json", "metrics.json", "settings.json"]
+)
+def test_a_damaged_file_of_the_workspace_is_named_with_what_to_do(workspace, smoke, name, content):
+    file = workspace.root / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    uses = {
+        "manifests/score.json": lambda: workspace.finished("score", {}, Report),
+        "manifests/score.begun.json": lambda: workspace.begin("score", {}),
+        "metrics.json": lambda: workspace.note_metrics("score", Report(rows=1)),
+        "settings.json": lambda: workspace.save_settings(smoke, section="train"),
+    }
+    with pytest.raises(CaiError, match="is empty|is damaged") as error:
+        uses[name]()
+    assert str(file) in error.value.what
+    assert "Delete that file" in error.value.todo or "--fresh" in error.value.todo
+    assert file.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "is empty"), ('{"scorer": "s", "calib', "damaged"), ('{"scorer": "s"}', "form")]
+)
+def test_a_damaged_or_foreign_result_is_named_with_the_command_that_makes_it_anew(workspace, content, message):
+    readers = {
+        workspace.calibration: ("cai calibrate", lambda: load_calibration(workspace, "s")),
+        workspace.bakeoff: ("cai bakeoff", lambda: read_choice(workspace.bakeoff)),
+    }
+    for path, (command, read) in readers.items():
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+        with pytest.raises(CaiError, match=message) as error:
+            read()
+        assert str(path) in error.value.what
+        assert command in error.value.todo
+
+
+def test_a_report_that_another_version_wrote_is_no_traceback_on_the_page(workspace, smoke):
+    workspace.pairs_dir.mkdir(parents=True)
+    workspace.pairs.write_text("")
+    workspace.seal("analyze", {}, [workspace.pairs], Report(rows=3))
+    file = workspace.manifest_of("analyze")
+    manifest = json.loads(file.read_text())
+    file.write_text(json.dumps({**manifest, "report": {"statistics": {"mood": 1}, "gate": [], "findings": []}}))
+    with pytest.raises(CaiError, match="another version of cai-helpers wrote") as error:
+        write_run_report(smoke, workspace)
+    assert "cai run" in error.value.todo

@@ -26,11 +26,11 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from tiny_world import world  # noqa: E402
 
 from cai_helpers.critique.critic import load_critic, make_traces  # noqa: E402
-from cai_helpers.evaluation.comparison import BENIGN, HARMFUL, Response, compare, compare_by_category  # noqa: E402
+from cai_helpers.evaluation.comparison import Response, compare, compare_by_category  # noqa: E402
 from cai_helpers.machine.hardware import use_threads  # noqa: E402
 from cai_helpers.measures.refusals import is_refusal  # noqa: E402
 from cai_helpers.prompts.split import prompt_id  # noqa: E402
-from cai_helpers.schema import Prompt, Trace  # noqa: E402
+from cai_helpers.schema import BENIGN, HARMFUL, Prompt, Trace  # noqa: E402
 from cai_helpers.scoring.ensemble import load_reward  # noqa: E402
 from cai_helpers.settings import Settings, load_settings  # noqa: E402
 from cai_helpers.stages.curate import curate_pairs  # noqa: E402

@@ -7,7 +7,7 @@ from typing import Literal
 
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.measures.intervals import proportion
-from cai_helpers.schema import Record
+from cai_helpers.schema import BENIGN, Record
 
 Severity = Literal["serious", "warning", "note"]
 
@@ -64,8 +64,8 @@ def diagnose(statistics: Statistics) -> list[Finding]:
                 remedy="Generate more pairs, and read these one by one.",
             )
         ]
-    found = [finding for check in _CHECKS for finding in check(statistics)]
-    return sorted(found, key=lambda finding: ("serious", "warning", "note").index(finding.severity))
+    findings = [finding for check in _CHECKS for finding in check(statistics)]
+    return sorted(findings, key=lambda finding: ("serious", "warning", "note").index(finding.severity))
 
 
 def _few_parseable(statistics: Statistics) -> Iterator[Finding]:
@@ -170,6 +170,7 @@ def _length(statistics: Statistics) -> Iterator[Finding]:
     if not longer and not shorter:
         return
     share = bias.longer_wins if longer else proportion(bias.pairs * (1 - bias.longer_wins.value), bias.pairs)
+    assert share is not None  # FEWEST_ROWS is more than none
     yield Finding(
         name="reward hacks length",
         severity="serious" if share.value >= 0.85 else "warning",
@@ -237,7 +238,7 @@ def _one_sided(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _over_refusal(statistics: Statistics) -> Iterator[Finding]:
-    benign = statistics.transitions_by_category.get("helpful")
+    benign = statistics.transitions_by_category.get(BENIGN)
     if benign is None:
         return
     answered = benign.answer_to_answer + benign.answer_to_refusal

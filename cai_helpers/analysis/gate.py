@@ -51,13 +51,13 @@ def _identical(statistics: Statistics) -> Target:
     failures = {name: count for name, count in statistics.outcomes.items() if name in _TRY}
     if failures and sum(failures.values()) >= statistics.masquerading:
         cause = "The draft stands in for failed revisions: " + ", ".join(f"{k} {v}" for k, v in failures.items()) + "."
-        remedy = f"Try {_TRY[max(failures, key=failures.get)]}."
+        remedy = f"Try {_TRY[max(failures, key=lambda name: failures[name])]}."
     else:
         cause = f"{statistics.masquerading} revisions repeat the draft and pass for revisions."
         remedy = "Try another protocol or critic; a file from elsewhere may hide failures behind the draft."
-    found = "nothing was attempted" if share is None else share.percent()
+    figure = "nothing was attempted" if share is None else share.percent()
     ok = share is not None and share.value < IDENTICAL_BELOW
-    return _target("identical of attempted", f"< {_percent(IDENTICAL_BELOW)}", found, ok, cause, remedy)
+    return _target("identical of attempted", f"< {_percent(IDENTICAL_BELOW)}", figure, ok, cause, remedy)
 
 
 def _wins(statistics: Statistics) -> Target:
@@ -71,8 +71,8 @@ def _wins(statistics: Statistics) -> Target:
         "Run `cai calibrate` to see whether the scores can be trusted; then read the worst revisions in the inspector "
         "(notebook 03, sort by delta), and try what `cai bakeoff` recommends, or a stronger critic."
     )
-    found = "no pair to compare" if wins is None else wins.percent()
-    return _target("revised wins", f"> {_percent(WINS_ABOVE)}", found, ok, cause, remedy)
+    figure = "no pair to compare" if wins is None else wins.percent()
+    return _target("revised wins", f"> {_percent(WINS_ABOVE)}", figure, ok, cause, remedy)
 
 
 def _mean_delta(statistics: Statistics) -> Target:
@@ -87,17 +87,17 @@ def _mean_delta(statistics: Statistics) -> Target:
         "Try harder prompts, a critic that changes more (`cai bakeoff`), and a higher curate.min_delta, which leaves "
         "fewer but clearer pairs. Another reward model may have another scale: compare with `cai calibrate`."
     )
-    found = "too few pairs" if mean is None else mean.number()
-    return _target("mean delta", f"> {MEAN_DELTA_ABOVE:+.1f}", found, ok, cause, remedy)
+    figure = "too few pairs" if mean is None else mean.number()
+    return _target("mean delta", f"> {MEAN_DELTA_ABOVE:+.1f}", figure, ok, cause, remedy)
 
 
 def _meta_commentary(statistics: Statistics) -> Target:
     share = statistics.meta_commentary
-    found = "nothing was attempted" if share is None else share.percent()
+    figure = "nothing was attempted" if share is None else share.percent()
     return _target(
         "meta-commentary",
         f"< {_percent(META_BELOW)}",
-        found,
+        figure,
         share is not None and share.value < META_BELOW,
         "The critic describes a response instead of writing one; those rows are dropped, unless a person kept one.",
         "Try a protocol that says whom the revision speaks to (single/full, two_step/full); `cai bakeoff` compares them.",
@@ -107,11 +107,11 @@ def _meta_commentary(statistics: Statistics) -> Target:
 def _balance(refusal_share: float | None, settings: Curate) -> Target:
     most = settings.max_refusal_share
     allowed = 1.0 if most is None else most
-    found = "no pairs" if refusal_share is None else f"{_percent(refusal_share)} of the pairs"
+    figure = "no pairs" if refusal_share is None else f"{_percent(refusal_share)} of the pairs"
     return _target(
         "refusals over answers",
         "no limit" if most is None else f"≤ {_percent(most)}",
-        found,
+        figure,
         refusal_share is not None and refusal_share <= allowed,
         "Little is there that teaches to answer, so the model would learn to refuse benign requests too.",
         "Mix in benign prompts (prompts.subsets has helpful-base), about a quarter of the pairs or more.",

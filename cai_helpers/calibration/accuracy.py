@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Literal, NamedTuple
 
 import numpy as np
+from pydantic import ValidationError
 from scipy import stats
 
+from cai_helpers.errors import CaiError
 from cai_helpers.measures.intervals import Interval, proportion
 from cai_helpers.schema import Record
+from cai_helpers.store import read_json
 from cai_helpers.workspace import Workspace
 
 NOT_CALIBRATED = "not calibrated: run `cai calibrate`"
@@ -62,7 +64,7 @@ def calibrate(judged: list[JudgedGold], target: float, gold: str) -> Calibration
     longer = np.array([pair.better_words - pair.worse_words for pair in judged])
     unequal = longer != 0
     bins = _bins(np.abs(delta), right)
-    min_delta = _smallest_difference(np.abs(delta), right, [0.0, *(one.low for one in bins[1:])], target)
+    min_delta = _smallest_difference(np.abs(delta), right, [0.0, *(deltas.low for deltas in bins[1:])], target)
     above = None if min_delta is None else _share(right[np.abs(delta) >= min_delta])
     return Calibration(
         gold=gold,
@@ -85,24 +87,33 @@ def trust_line(calibration: Calibration | None) -> str:
     """One sentence that stands beside every win rate."""
     if calibration is None:
         return NOT_CALIBRATED
-    one = calibration
-    known = f"right on {one.accuracy.percent()} of {one.pairs} gold pairs"
-    goal = f"{100 * one.target:.0f} %"
-    if one.verdict == "too few pairs":
+    known = f"right on {calibration.accuracy.percent()} of {calibration.pairs} gold pairs"
+    goal = f"{100 * calibration.target:.0f} %"
+    if calibration.verdict == "too few pairs":
         return f"{known}: too few to say whether it can be trusted"
-    if one.min_delta is None:
+    if calibration.min_delta is None:
         return f"{known}; no score difference is enough for {goal}: it is not to be trusted here"
-    if one.min_delta > 0:
-        return f"{known}; above |delta| {one.min_delta:.2f}: {one.above.percent()} of {one.above.n}"
+    if calibration.min_delta > 0 and calibration.above is not None:
+        return f"{known}; above |delta| {calibration.min_delta:.2f}: {calibration.above.percent()} of {calibration.above.n}"
     return known
 
 
 def load_calibration(workspace: Workspace, identity: str) -> Calibration | None:
-    """The calibration of this very scorer, whose identity is judging.scorer_identity; None if there is none."""
+    """The calibration of this very scorer, whose identity is judging.scorer_identity; None if there is none.
+
+    Raises:
+        CaiError: the file is damaged, or another version of this package wrote it.
+    """
     if not workspace.calibration.exists():
         return None
-    stored = json.loads(workspace.calibration.read_text(encoding="utf-8"))
-    return Calibration.model_validate(stored["calibration"]) if stored["scorer"] == identity else None
+    stored = read_json(workspace.calibration, "Delete that file, and run `cai calibrate` again.")
+    try:
+        return Calibration.model_validate(stored["calibration"]) if stored["scorer"] == identity else None
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CaiError(
+            f"{workspace.calibration} is not of the form that this version of cai-helpers writes.",
+            "Run `cai calibrate` again with the same --workspace.",
+        ) from error
 
 
 def trust_of_pairs(workspace: Workspace) -> str:
@@ -143,7 +154,8 @@ def _smallest_difference(size: np.ndarray, right: np.ndarray, candidates: list[f
 
 def _by_category(judged: list[JudgedGold], right: np.ndarray) -> dict[str, Interval]:
     names = np.array([pair.category for pair in judged])
-    return {str(name): _share(right[names == name]) for name in np.unique(names)}
+    shares = {str(name): _share(right[names == name]) for name in np.unique(names)}
+    return {name: share for name, share in shares.items() if share is not None}
 
 
 def _length_correlation(judged: list[JudgedGold]) -> float | None:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, GoldUnreachable
 from cai_helpers.models.hub import locate
 from cai_helpers.prompts.sources import Malformed, Row, as_prompt_messages, is_file, parse_transcript, read_rows
 from cai_helpers.schema import Messages
 from cai_helpers.settings import Prompts
-from cai_helpers.workspace import file_hash
 
 # Columns of the better and of the worse one. Transcripts end on the response; our own form has `messages` beside.
 _TRANSCRIPTS = (("text_correct", "text_incorrect"), ("chosen", "rejected"))  # HHH; hh-rlhf
@@ -57,8 +57,8 @@ def read_gold(source: str, limit: int | None, seed: int) -> Gold:
         else:
             pairs[key] = pair
     if not pairs:
-        found = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items()) or "it is empty"
-        raise CaiError(f"{source} holds no gold pair ({found}).", "Give a file with at least a few dozen pairs.")
+        reasons = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items()) or "it is empty"
+        raise CaiError(f"{source} holds no gold pair ({reasons}).", "Give a file with at least a few dozen pairs.")
     return Gold([pairs[key] for key in sorted(pairs)[:limit]], number, dict(left_out))
 
 
@@ -100,20 +100,22 @@ def _read(row: Row) -> GoldPair | str | None:
             category = "hhh" if better == "text_correct" and row.category == "unknown" else row.category
             return _of_transcripts(value[better], value[worse], category)
     if all(name in value for name in _OWN):
-        texts = value["better"], value["worse"]
-        if not all(isinstance(text, str) for text in texts):
+        better, worse = value["better"], value["worse"]
+        if not isinstance(better, str) or not isinstance(worse, str):
             raise Malformed("better and worse must be texts")
-        return _checked(as_prompt_messages(value["messages"]), *(text.strip() for text in texts), row.category)
+        return _checked(as_prompt_messages(value["messages"]), better.strip(), worse.strip(), row.category)
     return None
 
 
 def _of_transcripts(better: object, worse: object, category: str) -> GoldPair | str:
-    one, other = _turns(better), _turns(worse)
-    if one[-1]["role"] != "assistant" or other[-1]["role"] != "assistant":
+    better_turns, worse_turns = _turns(better), _turns(worse)
+    if better_turns[-1]["role"] != "assistant" or worse_turns[-1]["role"] != "assistant":
         return "does not end on a response"
-    if one[:-1] != other[:-1]:  # then the responses do not answer the same question
+    if better_turns[:-1] != worse_turns[:-1]:  # then the responses do not answer the same question
         return "the two prompts differ"
-    return _checked(as_prompt_messages(one[:-1]), one[-1]["content"], other[-1]["content"], category)
+    return _checked(
+        as_prompt_messages(better_turns[:-1]), better_turns[-1]["content"], worse_turns[-1]["content"], category
+    )
 
 
 def _turns(value: object) -> Messages:

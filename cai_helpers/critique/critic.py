@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cai_helpers.contents import file_hash
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
 from cai_helpers.critique.protocols import Protocol, critique_chat, load_protocol, revision_chat
 from cai_helpers.critique.verdict import Verdict, judge_revision, parse_critique, parse_single
+from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.models.hub import identity, locate
 from cai_helpers.models.language import Generator, load_stage2
 from cai_helpers.schema import Completion, Messages, Prompt, Trace
 from cai_helpers.settings import Settings
-from cai_helpers.workspace import Fingerprint, file_hash, section
 
 if TYPE_CHECKING:
     from cai_helpers.models.sampling import Sampling
@@ -70,6 +71,7 @@ def trace_basis(settings: Settings) -> Fingerprint:
         "models.dtype": settings.models.dtype,
         **section("prompts", settings.prompts, exclude={"limit"}),
         **section("generate", generate, exclude={"batch_size", "protocol"}),
+        "generate.top_p": generate.top_p,
         **(api if generate.critic == "api" else {}),
         **{name: file_hash(Path(path)) for name, path in own_files.items() if path},
         **{name: file_hash(Path(locate(source))) for name, source in sources.items() if source},

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
+
+from pydantic import ValidationError
 
 from cai_helpers.errors import CaiError
 from cai_helpers.measures.intervals import Interval, proportion
 from cai_helpers.schema import Record
+from cai_helpers.store import read_json
 
 # Each protocol is tested by itself: one in forty that only tosses coins passes, so of six at least one in about every
 # seventh bake-off. The gate measures the winner again, on all pairs.
@@ -102,8 +104,15 @@ def choose_protocol(entries: list[Entry]) -> Choice:
 
 def read_choice(result: Path) -> Choice:
     """What a stored bake-off recommends, judged now: an older one may name a protocol that never won."""
-    rows = json.loads(result.read_text(encoding="utf-8"))["entries"]
-    return choose_protocol([Entry.model_validate(row) for row in rows])
+    stored = read_json(result, "Delete that file, or run `cai bakeoff` again.")
+    try:
+        entries = [Entry.model_validate(row) for row in stored["entries"]]
+    except (KeyError, TypeError, ValidationError) as error:
+        raise CaiError(
+            f"{result} is not of the form that this version of cai-helpers writes.",
+            "Run `cai bakeoff` again with the same --workspace, or name a protocol (generate.protocol=single/short).",
+        ) from error
+    return choose_protocol(entries)
 
 
 def require_protocol(choice: Choice) -> str:

@@ -22,9 +22,9 @@ def one_sided(dropped: Iterable[Dropped], is_held_out: Callable[[str], bool]) ->
     """
     rows = []
     for pair, reason in dropped:
-        if (found := _trustworthy(pair, reason)) is None:
+        if (taken := _trustworthy(pair, reason)) is None:
             continue
-        answer, desirable = found
+        answer, desirable = taken
         messages = pair.messages or as_prompt_messages(pair.prompt)
         name = pair.id or prompt_id(messages)
         rows.append(

@@ -82,7 +82,7 @@ def curate(pairs: Iterable[ScoredPair], overrides: dict[str, Override], settings
         dropped=[dropped[place] for place in sorted(dropped)],
         overruled=Overruled(
             kept=len(by_person),
-            dropped=sum(one.reason == "overruled" for one in dropped.values()),
+            dropped=sum(drop.reason == "overruled" for drop in dropped.values()),
             against_reward=sum(row.delta is not None and row.delta < 0 for row in by_person),
             elsewhere=len(overrides.keys() - decided),
         ),
@@ -113,6 +113,7 @@ def drop_reason(pair: ScoredPair, settings: Curate) -> str | None:
 
 def preference_row(pair: ScoredPair) -> PreferenceRow:
     """The pair in TRL's conversational form; the side with the higher reward is chosen."""
+    assert pair.delta is not None  # a pair without two scores is dropped as a tie
     if pair.delta > 0:
         return _row(pair, pair.revised_response, pair.base_response, "revised", pair.delta)
     return _row(pair, pair.base_response, pair.revised_response, "base", -pair.delta)
@@ -122,6 +123,7 @@ def overruled(pair: ScoredPair, override: Override) -> PreferenceRow | str:
     """The row as a person decided it, or why there is none."""
     if override.decision == "drop":
         return "overruled"
+    side: Side
     if override.decision == "draft":
         winner, loser, side, sign = pair.base_response, pair.revised_response, "base", -1
     else:

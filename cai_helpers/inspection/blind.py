@@ -118,7 +118,7 @@ def read_judgements(path: Path) -> list[Judgement]:
 
 def agreement(judgements: Iterable[Judgement], rows: Iterable[Row]) -> Agreement:
     """Compare with the scores of `rows`; judgements about pairs that are not among them, or are tied now, are left out."""
-    deltas = {row.key: row.pair.delta for row in rows if can_be_judged(row)}
+    deltas = {row.key: row.pair.delta for row in rows if can_be_judged(row) and row.pair.delta is not None}
     known = [judgement for judgement in judgements if judgement.key in deltas]
     judged = [judgement for judgement in known if judgement.better != "skip"]
     disagreed = [

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from cai_helpers.analysis.frame import read_pairs
+from cai_helpers.contents import file_hash
 from cai_helpers.curation.overrides import Override, pair_key
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Record, ScoredPair
 from cai_helpers.settings import load_settings
 from cai_helpers.store import read_jsonl
-from cai_helpers.workspace import Workspace, file_hash
+from cai_helpers.workspace import Workspace
 
 Order = Literal["file", "largest delta first", "smallest delta first"]
 Facet = Literal["outcome", "chosen", "category", "curation"]
@@ -90,7 +91,7 @@ def select(rows: list[Row], filters: Filters, order: Order, decisions: Mapping[s
         return places
     sign = -1 if order == "largest delta first" else 1
     deltas = {place: rows[place].pair.delta for place in places}
-    return sorted(places, key=lambda place: math.inf if deltas[place] is None else sign * deltas[place])
+    return sorted(places, key=lambda place: math.inf if (delta := deltas[place]) is None else sign * delta)
 
 
 def _passes(row: Row, wanted: Filters, decisions: Mapping[str, Override]) -> bool:

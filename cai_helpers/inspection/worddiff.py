@@ -69,8 +69,14 @@ def _without_short_runs(left: list[str], right: list[str]) -> list[tuple[str, in
     opcodes = SequenceMatcher(None, left, right, autojunk=False).get_opcodes()
     last = len(opcodes) - 1
     return [
-        ("replace" if tag == "equal" and 0 < place < last and end - start <= _SHORT_RUN else tag, start, end, *other)
-        for place, (tag, start, end, *other) in enumerate(opcodes)
+        (
+            "replace" if tag == "equal" and 0 < place < last and end - start <= _SHORT_RUN else tag,
+            start,
+            end,
+            other_start,
+            other_end,
+        )
+        for place, (tag, start, end, other_start, other_end) in enumerate(opcodes)
     ]
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from dataclasses import dataclass
 
 
-class Processes(NamedTuple):
+@dataclass(frozen=True)
+class Processes:
     index: int  # of this one
     count: int
 

@@ -111,7 +111,7 @@ def _correlation(both: int, only_before: int, only_after: int, neither: int) -> 
     margins = (both + only_before) * (only_after + neither) * (both + only_after) * (only_before + neither)
     if margins == 0:
         return 0.0
-    product = both * neither - only_before * only_after
+    product: float = both * neither - only_before * only_after
     if product > 0:
         product = max(product - (both + only_before + only_after + neither) / 2, 0)
     return product / math.sqrt(margins)

@@ -21,21 +21,21 @@ def near_copies(texts: Sequence[str], similarity: float) -> list[int | None]:
     A text that is a copy is not compared with later ones: what is near a copy only stays.
     """
     sets = [_shingles(text) for text in texts]
-    frequency = Counter(shingle for one in sets for shingle in one)
+    frequency = Counter(shingle for shingles in sets for shingle in shingles)
     holders: dict[Shingle, list[int]] = defaultdict(list)
-    found: list[int | None] = []
-    for place, one in enumerate(sets):
+    earliest: list[int | None] = []
+    for place, shingles in enumerate(sets):
         # Prefix filter (Bayardo et al. 2007, "Scaling up all pairs similarity search"): near-duplicates share at least
         # one of so many of their rarest shingles, hence only few candidates are compared.
-        rarest = sorted(one, key=lambda shingle: (frequency[shingle], shingle))
-        prefix = rarest[: len(one) - math.ceil(similarity * len(one)) + 1]
+        rarest = sorted(shingles, key=lambda shingle: (frequency[shingle], shingle))
+        prefix = rarest[: len(shingles) - math.ceil(similarity * len(shingles)) + 1]
         candidates = sorted({earlier for shingle in prefix for earlier in holders[shingle]})
-        near = (earlier for earlier in candidates if _jaccard(one, sets[earlier]) >= similarity)
-        found.append(next(near, None))
-        if found[-1] is None:
+        near = (earlier for earlier in candidates if _jaccard(shingles, sets[earlier]) >= similarity)
+        earliest.append(next(near, None))
+        if earliest[-1] is None:
             for shingle in prefix:
                 holders[shingle].append(place)
-    return found
+    return earliest
 
 
 def _shingles(text: str) -> frozenset[Shingle]:
@@ -45,6 +45,6 @@ def _shingles(text: str) -> frozenset[Shingle]:
     return frozenset(zip(*(words[start:] for start in range(_SHINGLE)), strict=False))
 
 
-def _jaccard(one: frozenset[Shingle], other: frozenset[Shingle]) -> float:
-    shared = len(one & other)
-    return shared / (len(one) + len(other) - shared)
+def _jaccard(left: frozenset[Shingle], right: frozenset[Shingle]) -> float:
+    shared = len(left & right)
+    return shared / (len(left) + len(right) - shared)

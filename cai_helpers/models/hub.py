@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import warnings
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 
 EMBEDDED = "embedded:"
-_HASHED_WHOLE = 256 * 1024**2  # bytes; larger weight files count by name and size
 
 
 def locate(name: str) -> str:
@@ -26,12 +25,9 @@ def identity(name: str | None) -> str | None:
     """What `name` stands for: a Hub id as it is; a folder by the hash of its files, so that retraining shows."""
     if name is None or not (folder := Path(locate(name))).is_dir():
         return name
-    digest = hashlib.sha256()
-    for file in sorted(item for item in folder.rglob("*") if item.is_file()):
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{file.stat().st_size}\0".encode())
-        if file.stat().st_size < _HASHED_WHOLE:
-            digest.update(file.read_bytes())
-    return f"{name} ({digest.hexdigest()[:12]})"
+    digest = file_hash(folder)
+    assert digest is not None  # it is a folder
+    return f"{name} ({digest[:12]})"
 
 
 def from_hub(load: Callable, name: str):

@@ -130,12 +130,15 @@ class BlindRound:
     def keep(self) -> None:
         """Let this round's judgements overrule the reward model. A pair that has a decision keeps the one it has."""
         standing = read_overrides(self.workspace.overrides)
-        judged = [judgement for judgement in self.judged.values() if judgement.better != "skip"]
-        kept = [judgement for judgement in judged if judgement.key not in standing]
-        for judgement in kept:
-            append_override(self.workspace.overrides, judgement.key, judgement.id, judgement.better, note="blind test")
+        kept = 0
+        for judgement in self.judged.values():
+            better = judgement.better
+            if better == "skip" or judgement.key in standing:
+                continue
+            append_override(self.workspace.overrides, judgement.key, judgement.id, better, note="blind test")
+            kept += 1
         self.keep_button.disabled = True
-        self.say(f"{len(kept)} judgements are decisions now, in pairs/overrides.jsonl. Curate again to apply them.")
+        self.say(f"{kept} judgements are decisions now, in pairs/overrides.jsonl. Curate again to apply them.")
 
     def look(self) -> None:
         self._on_close(frozenset(self.this_round.disagreed))

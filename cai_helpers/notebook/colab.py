@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 from cai_helpers import ground
 from cai_helpers.errors import CaiError
+from cai_helpers.paths import DEFAULT_ROOT
 from cai_helpers.settings import Settings, change_settings, load_settings
-from cai_helpers.workspace import DEFAULT_ROOT, Workspace
+from cai_helpers.workspace import Workspace
 
 _DRIVE = Path("/content/drive")
 

@@ -244,8 +244,8 @@ class Inspector:
             deciding.button_style = "primary" if standing is not None and standing.decision == name else ""
 
     def _show_critic(self) -> None:
-        shown = self.critic_toggle.value and self.row is not None
-        self.critic.value = pair_html.critic_html(self.row.pair, self._critic_log.of(self.row.pair)) if shown else ""
+        row = self.row if self.critic_toggle.value else None
+        self.critic.value = "" if row is None else pair_html.critic_html(row.pair, self._critic_log.of(row.pair))
 
     def _say_standing(self) -> None:
         behind = curation_is_behind(self.workspace) if self.decisions else False

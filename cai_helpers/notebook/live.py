@@ -38,7 +38,7 @@ def training(workspace: Workspace) -> Watcher:
         if now - shown["at"] < _EVERY and progress.step < progress.steps:
             return
         shown["at"] = now
-        page = HTML(render(progress, str(workspace.logs / "run.log")))
+        page = HTML(render(progress, str(workspace.run_log)))
         if shown["handle"] is None:
             shown["handle"] = display(page, display_id=True)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cai_helpers.calibration.accuracy import Calibration
 from cai_helpers.measures.intervals import Interval
@@ -65,7 +65,7 @@ def _points(axes: Axes, places: list[int], shares: list[Interval], colour: str, 
     values = [100 * share.value for share in shares]
     below = [100 * (share.value - share.low) for share in shares]
     above = [100 * (share.high - share.value) for share in shares]
-    style = {"fmt": "o", "color": colour, "markersize": 6, "elinewidth": 2, "capsize": 3}
+    style: dict[str, Any] = {"fmt": "o", "color": colour, "markersize": 6, "elinewidth": 2, "capsize": 3}
     axes.errorbar(places, values, yerr=[below, above], label=label, **style)
     for place, share in zip(places, shares, strict=True):
         canvas.note(axes, str(share.n), (place, 100 * share.low), (0, -13))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.store import write_atomically
@@ -29,9 +29,10 @@ def canvas(
     """A figure of `width` x `height` inches and its panels, row by row."""
     # Figure and not pyplot: no global state, no backend chosen for the notebook that imports this
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # inches
+    inside = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12)  # inches
+    figure = Figure(figsize=(width, height), dpi=120, layout=inside, facecolor="white")
     panels = figure.subplots(rows, columns, squeeze=False, width_ratios=width_ratios, sharey=sharey)
     return figure, list(panels.ravel())
 
@@ -40,7 +41,7 @@ def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=11, fontweight="bold", color=INK, parse_math=False)
 
 
-def finish(axes: Axes, heading: str, x: str, y: str = "", grid: str = "y") -> None:
+def finish(axes: Axes, heading: str, x: str, y: str = "", grid: Literal["both", "x", "y"] = "y") -> None:
     """Title, units and quiet lines. Call it last: it sees to the labels that are there."""
     title(axes, heading)
     axes.set_xlabel(x, color=INK)
@@ -56,7 +57,7 @@ def finish(axes: Axes, heading: str, x: str, y: str = "", grid: str = "y") -> No
 
 def level(axes: Axes, x: float | None = None, y: float | None = None, dashed: bool = False) -> None:
     """A thin line across the panel at `x` or `y`."""
-    style = {"color": INK, "linewidth": 0.8, "linestyle": "--" if dashed else "-"}
+    style: dict[str, Any] = {"color": INK, "linewidth": 0.8, "linestyle": "--" if dashed else "-"}
     if x is not None:
         axes.axvline(x, **style)
     if y is not None:
@@ -82,13 +83,13 @@ def whiskers(
     values = [100 * interval.value for interval in intervals]
     below = [100 * (interval.value - interval.low) for interval in intervals]
     above = [100 * (interval.high - interval.value) for interval in intervals]
-    style = {"fmt": marker, "color": colour, "markersize": 6, "elinewidth": 2, "capsize": 3}
+    style: dict[str, Any] = {"fmt": marker, "color": colour, "markersize": 6, "elinewidth": 2, "capsize": 3}
     axes.errorbar(values, places, xerr=[below, above], label=label, **style)
 
 
 def note(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float, float], **options) -> None:
     """Small text beside a point, `offset` in points."""
-    style = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": INK}
+    style: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": INK}
     style["bbox"] = {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
     axes.annotate(text, place, offset, **(style | options))
 
@@ -96,7 +97,8 @@ def note(axes: Axes, text: str, place: tuple[float, float], offset: tuple[float,
 def legend_below(axes: Axes, columns: int, below: float = 0.12) -> None:
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -below)}
     for handle in axes.legend(frameon=False, ncols=columns, **place).legend_handles:
-        handle.set_alpha(1)
+        if handle is not None:
+            handle.set_alpha(1)
 
 
 def nothing(axes: Axes, why: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -182,7 +182,7 @@ def _length_dots(axes: Axes, pairs: pd.DataFrame) -> None:
     }
     for name, (rows, colour, marker) in kinds.items():
         if rows.any():
-            style = {"s": 14, "color": colour, "marker": marker, "alpha": 0.45, "linewidths": 0}
+            style: dict[str, Any] = {"s": 14, "color": colour, "marker": marker, "alpha": 0.45, "linewidths": 0}
             axes.scatter(longer[rows], pairs.loc[rows, "delta"], label=name, **style)
     canvas.level(axes, x=0, y=0)
     if longer.nunique() >= 10:

@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from pydantic import ValidationError
 
 from cai_helpers.analysis.diagnosis import Finding
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
+from cai_helpers.contents import file_hash
 from cai_helpers.critique.protocol_choice import read_choice
-from cai_helpers.evaluation.comparison import BENIGN, CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
+from cai_helpers.errors import CaiError
+from cai_helpers.evaluation.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
+from cai_helpers.manifest import Manifest
 from cai_helpers.pages.template import write_page
 from cai_helpers.pages.training_picture import save_training_plot
-from cai_helpers.schema import Target
+from cai_helpers.schema import BENIGN, Target
 from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
-from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Manifest, Workspace, file_hash
+from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Workspace
 
 _STAGES = ("generate", "score", "curate", "analyze", "train", "evaluate")
 _EXAMPLES_SHOWN = 3  # of the largest gains, and as many of the largest losses
@@ -65,7 +69,20 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
     """Write reports/report.html from what the stages left behind; what has not run is said to be missing, and why.
 
     stopped: why the run ended before training. What an earlier run trained and evaluated is then left out.
+
+    Raises:
+        CaiError: a stage's report is of another version of this package; running the stages again makes it anew.
     """
+    try:
+        return _write(settings, workspace, stopped)
+    except ValidationError as error:
+        raise CaiError(
+            f"{workspace.root} holds a report ({error.title}) that another version of cai-helpers wrote.",
+            "Run `cai run` with the same --workspace: the stages that cannot be read run again, with the rows that are there.",
+        ) from error
+
+
+def _write(settings: Settings, workspace: Workspace, stopped: str | None) -> Path:
     stages = [_stage(name, workspace, stopped) for name in _STAGES]
     manifests = {stage.name: stage.manifest for stage in stages if stage.manifest}
     evaluation = _evaluation(manifests.get("evaluate"), workspace)
@@ -75,7 +92,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
     training = _training(manifests.get("train"))
     gate = [Target.model_validate(row) for row in analysis.report["gate"]] if analysis else []
     return write_page(
-        workspace.reports / "report.html",
+        workspace.run_page,
         "run.html.j2",
         title="Constitutional AI, Stage 3: report",
         settings=settings,
@@ -85,7 +102,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
         stages=stages,
         evaluation=evaluation,
         trust=trust_line(calibration),
-        calibration_plot=plot if calibration and (plot := workspace.reports / "calibration.png").exists() else None,
+        calibration_plot=plot if calibration and (plot := workspace.picture("calibration")).exists() else None,
         statistics=statistics,
         findings=[Finding.model_validate(row) for row in analysis.report["findings"]] if analysis else [],
         gate=gate,
@@ -225,12 +242,12 @@ def _shown_elsewhere(gate: list[Target], training: dict[str, list[dict[str, Any]
     }
 
 
-def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Path]:
+def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Path | None]:
     """The pictures of the stages that have run."""
     if "train" in manifests and workspace.history.exists():
         save_training_plot(workspace)
     made_by = {"funnel": "analyze", "delta_by_outcome": "analyze", "training": "train", "refusals": "evaluate"}
-    paths = {name: workspace.reports / f"{name}.png" for name, stage in made_by.items() if stage in manifests}
+    paths = {name: workspace.picture(name) for name, stage in made_by.items() if stage in manifests}
     return {name: path for name, path in paths.items() if path.exists()} | {
         name: None for name in made_by if name not in paths or not paths[name].exists()
     }

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def save_training_plot(workspace: Workspace) -> Path:
     """Draw logs/history.jsonl to reports/training.png."""
     history = workspace.require(workspace.history, made_by="train")
-    return canvas.save(training(list(read_jsonl(history))), workspace.reports / "training.png")
+    return canvas.save(training(list(read_jsonl(history))), workspace.picture("training"))
 
 
 LINE_COLOUR = {"training": BLUE, "held out": ORANGE, "chosen": BLUE, "rejected": RED}

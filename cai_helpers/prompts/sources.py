@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import EMBEDDED, from_hub, locate
-from cai_helpers.schema import Message, Messages
+from cai_helpers.schema import BENIGN, HARMFUL, Message, Messages
 from cai_helpers.settings import Prompts
 from cai_helpers.store import read_jsonl
 
@@ -17,7 +17,7 @@ from cai_helpers.store import read_jsonl
 _COLUMNS = ("messages", "conversations", "conversation", "prompt", "chosen", "question", "instruction", "text")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
 _ROLES = {"human": "user", "user": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
-_CATEGORY_OF_NAME = {"harmless": "harmless", "red-team": "harmless", "helpful": "helpful"}
+_CATEGORY_OF_NAME = {"harmless": HARMFUL, "red-team": HARMFUL, "helpful": BENIGN}
 
 
 class Malformed(ValueError):

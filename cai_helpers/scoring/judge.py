@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
-from cai_helpers.errors import CaiError
+from cai_helpers.errors import StoppedByHand
 from cai_helpers.schema import Messages
 from cai_helpers.scoring import ensemble, feedback
 from cai_helpers.scoring.questions import Question, Scorer
@@ -127,7 +127,7 @@ def _ask(scorer: Scorer, missing: dict[str, Question], store: JsonlStore | None)
                     store.append(unwritten)
                     unwritten = []
         except KeyboardInterrupt:
-            raise CaiError(
+            raise StoppedByHand(
                 f"Stopped by hand at {bar.n} of {len(keys)} texts.", "Run the same command or cell again to go on."
             ) from None
         finally:

@@ -15,7 +15,7 @@ from cai_helpers.models.batches import in_batches
 from cai_helpers.models.hub import from_hub, identity, locate
 from cai_helpers.models.language import load_tokenizer, load_weights
 from cai_helpers.schema import Messages, transcript
-from cai_helpers.settings import RewardSource
+from cai_helpers.sections import RewardSource
 from cai_helpers.store import read_jsonl
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class RewardModel:
         if room < 1:
             raise CaiError(
                 f"A response of {answer_tokens} tokens is longer than the reward model reads ({self._source.max_length}).",
-                "Lower generate.draft_tokens, or raise models.reward_max_length if the model allows it.",
+                "Lower generate.draft_tokens, or raise models.reward.max_length if the model allows it.",
             )
         self.truncated += len(self._tokenizer(question, add_special_tokens=False)["input_ids"]) > room
         self._tokenizer.truncation_side = "left"  # the end of the question is what the answer answers
@@ -218,7 +218,7 @@ def check_sanity(scorer: TextScorer) -> None:
         if not high > low:
             raise CaiError(
                 f"The reward model {scorer.identity} gives {low:.2f} to word salad and {high:.2f} to an answer of {question!r}.",
-                'It is broken or read the wrong way: check models.reward and models.reward_input ("pair" or "chat").',
+                'It is broken or read the wrong way: check models.reward and models.reward.input ("pair" or "chat").',
             )
 
 
@@ -232,7 +232,7 @@ def check_spread(scorer: TextScorer) -> None:
     if max(scores) - min(scores) < _LEAST_SPREAD:
         raise CaiError(
             f"The classifier {scorer.identity} gives nearly the same score to {len(scores)} very different texts.",
-            "It is broken or read the wrong way: check models.reward_labels and models.reward_input.",
+            "It is broken or read the wrong way: check models.reward.labels and models.reward.input.",
         )
 
 
@@ -253,7 +253,7 @@ def _label_weights(config: PretrainedConfig, source: RewardSource) -> list[float
             raise CaiError(
                 f"{source.model} has {config.num_labels} labels ({', '.join(config.id2label.values())}); a reward model "
                 "has one logit.",
-                "Name what its labels are worth, such as models.reward_labels={harmful: -1}, or take a reward model.",
+                "Name what its labels are worth, such as models.reward.labels={harmful: -1}, or take a reward model.",
             )
         return None
     names = [config.id2label[index] for index in range(config.num_labels)]
@@ -264,7 +264,7 @@ def _label_weights(config: PretrainedConfig, source: RewardSource) -> list[float
         )
     if config.num_labels == 1:
         raise CaiError(
-            f"{source.model} has one logit, whose softmax is always 1.", "Leave out models.reward_labels for it."
+            f"{source.model} has one logit, whose softmax is always 1.", "Leave out models.reward.labels for it."
         )
     return [source.labels.get(name, 0.0) for name in names]
 

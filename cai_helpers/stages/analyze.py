@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from cai_helpers.analysis.diagnosis import Finding, diagnose
@@ -10,12 +9,14 @@ from cai_helpers.analysis.frame import read_frame
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Example, Group, LengthBias, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.contents import file_hash
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.pages.pair_pictures import save_pair_plots
 from cai_helpers.pages.pairs_page import write_pairs_page
 from cai_helpers.schema import StageReport, Target
 from cai_helpers.settings import Settings
-from cai_helpers.workspace import Workspace, file_hash, holds_workspace
+from cai_helpers.store import read_json
+from cai_helpers.workspace import Workspace, holds_workspace
 
 _GROUPS_LISTED = 8  # principles in the short table; the page has all
 _EXAMPLES_LISTED, _EXAMPLE_CHARACTERS = 2, 160  # of the worst and of the best revisions; the page has more, whole
@@ -34,11 +35,14 @@ class AnalyzeReport(StageReport):
         return "Is this data good?"
 
     def lines(self) -> list[tuple[str, str]]:
-        found = [(f"finding ({one.severity})", f"{one.name}: {one.evidence} {one.remedy}") for one in self.findings]
+        findings = [
+            (f"finding ({finding.severity})", f"{finding.name}: {finding.evidence} {finding.remedy}")
+            for finding in self.findings
+        ]
         return [
             *((f"target: {target.name}", target.line()) for target in self.gate),
             *_trust_lines(self.trust),
-            *(found or [("findings", "none")]),
+            *(findings or [("findings", "none")]),
             *statistics_lines(self.statistics),
             *_example_lines("worst revision", self.statistics.worst),
             *_example_lines("best revision", self.statistics.best),
@@ -46,7 +50,7 @@ class AnalyzeReport(StageReport):
         ]
 
     def summary(self) -> list[tuple[str, str]]:
-        return [("findings", "; ".join(one.name for one in self.findings) or "none")]
+        return [("findings", "; ".join(finding.name for finding in self.findings) or "none")]
 
 
 @holds_workspace
@@ -78,37 +82,42 @@ def analyze_pairs(settings: Settings, workspace: Workspace, file: Path | None = 
 
 def statistics_lines(statistics: Statistics) -> list[tuple[str, str]]:
     """The figures as (what, figure); the page shows the same lines."""
-    one = statistics
     length = (
-        "no pairs" if one.base_words is None else f"{one.base_words.value:.0f} → {one.revised_words.value:.0f} words"
+        "no pairs"
+        if statistics.base_words is None or statistics.revised_words is None
+        else f"{statistics.base_words.value:.0f} → {statistics.revised_words.value:.0f} words"
     )
-    evenness = "" if one.principle_evenness is None else f", evenness {one.principle_evenness:.2f} (1: equal use)"
-    moved = one.transitions
+    evenness = (
+        ""
+        if statistics.principle_evenness is None
+        else f", evenness {statistics.principle_evenness:.2f} (1: equal use)"
+    )
+    moved = statistics.transitions
     return [
-        ("pairs", f"{one.rows}, of which {one.compared} have two texts with two scores"),
-        ("outcomes", ", ".join(f"{name} {count}" for name, count in one.outcomes.items())),
-        ("usable critic outputs", _percent(one.usable)),
-        ("both sides identical", f"{_percent(one.identical_all)} of all rows"),
-        ("", f"{_percent(one.identical_attempted)} of the {one.attempted} attempted revisions (kept drafts left out)"),
-        ("meta-commentary", f"{_percent(one.meta_commentary)} of the attempted revisions"),
-        ("template text in revisions", _percent(one.leaks)),
-        ("topic fit, drafts → revisions", f"{_percent(one.draft_fit)} → {_percent(one.revision_fit)} (50 %: chance)"),
-        ("revision scores higher", f"{one.revised_better}; draft {one.base_better}; "
-         f"ties {one.ties} (|delta| ≤ {one.tie_threshold:g})"),
-        ("revision's win rate", f"{_percent(one.wins)}, ties as half"),
-        ("mean delta", _number(one.mean_delta)),
-        ("median delta", _number(one.median_delta)),
-        ("chosen side", ", ".join(f"{name} {count}" for name, count in one.chosen.items()) or "none"),
-        ("principles", f"{one.distinct_principles} in use{evenness}"),
-        *((f"  {group.name}", _group(group)) for group in one.principles[:_GROUPS_LISTED]),
-        *((f"category {group.name}", _group(group)) for group in one.categories),
+        ("pairs", f"{statistics.rows}, of which {statistics.compared} have two texts with two scores"),
+        ("outcomes", ", ".join(f"{name} {count}" for name, count in statistics.outcomes.items())),
+        ("usable critic outputs", _percent(statistics.usable)),
+        ("both sides identical", f"{_percent(statistics.identical_all)} of all rows"),
+        ("", f"{_percent(statistics.identical_attempted)} of the {statistics.attempted} attempted revisions (kept drafts left out)"),
+        ("meta-commentary", f"{_percent(statistics.meta_commentary)} of the attempted revisions"),
+        ("template text in revisions", _percent(statistics.leaks)),
+        ("topic fit, drafts → revisions", f"{_percent(statistics.draft_fit)} → {_percent(statistics.revision_fit)} (50 %: chance)"),
+        ("revision scores higher", f"{statistics.revised_better}; draft {statistics.base_better}; "
+         f"ties {statistics.ties} (|delta| ≤ {statistics.tie_threshold:g})"),
+        ("revision's win rate", f"{_percent(statistics.wins)}, ties as half"),
+        ("mean delta", _number(statistics.mean_delta)),
+        ("median delta", _number(statistics.median_delta)),
+        ("chosen side", ", ".join(f"{name} {count}" for name, count in statistics.chosen.items()) or "none"),
+        ("principles", f"{statistics.distinct_principles} in use{evenness}"),
+        *((f"  {group.name}", _group(group)) for group in statistics.principles[:_GROUPS_LISTED]),
+        *((f"category {group.name}", _group(group)) for group in statistics.categories),
         ("mean length, draft → revision", length),
-        ("longer side wins", _length(one.length_bias)),
-        ("  where both answer or both refuse", _length(one.length_bias_like_for_like)),
+        ("longer side wins", _length(statistics.length_bias)),
+        ("  where both answer or both refuse", _length(statistics.length_bias_like_for_like)),
         ("answer → refusal", f"{moved.answer_to_refusal}; refusal → answer {moved.refusal_to_answer}; "
          f"both answer {moved.answer_to_answer}; both refuse {moved.refusal_to_refusal}"),
-        ("prompts without context", f"{_percent(one.context_free)}; {one.multi_turn} have earlier turns"),
-        ("repeated prompts", str(one.duplicates)),
+        ("prompts without context", f"{_percent(statistics.context_free)}; {statistics.multi_turn} have earlier turns"),
+        ("repeated prompts", str(statistics.duplicates)),
     ]  # fmt: skip
 
 
@@ -154,7 +163,7 @@ def _gate(statistics: Statistics, curation: dict | None, settings: Settings) -> 
 def _curation(workspace: Workspace) -> dict | None:
     if not workspace.curation_stats.exists():
         return None
-    return json.loads(workspace.curation_stats.read_text(encoding="utf-8"))
+    return read_json(workspace.curation_stats, "Delete that file, and run `cai curate` again.")
 
 
 def _trust_lines(trust: str | None) -> list[tuple[str, str]]:
@@ -164,10 +173,10 @@ def _trust_lines(trust: str | None) -> list[tuple[str, str]]:
 def _example_lines(name: str, examples: list[Example]) -> list[tuple[str, str]]:
     return [
         (
-            f"{name} {one.delta:+.2f}",
-            f"{_short(one.prompt)}\n  draft: {_short(one.base_response)}\n  revision: {_short(one.revised_response)}",
+            f"{name} {pair.delta:+.2f}",
+            f"{_short(pair.prompt)}\n  draft: {_short(pair.base_response)}\n  revision: {_short(pair.revised_response)}",
         )
-        for one in examples[:_EXAMPLES_LISTED]
+        for pair in examples[:_EXAMPLES_LISTED]
     ]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -19,8 +20,9 @@ from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.critique.critic import Critic, Draft, criticise, draft_of, load_critic, make_drafts, trace_basis
 from cai_helpers.critique.protocol_choice import Choice, Entry, choose_protocol, told_from_chance
 from cai_helpers.critique.protocols import Protocol, load_protocol, protocol_names
-from cai_helpers.errors import CaiError
+from cai_helpers.errors import CaiError, StoppedByHand
 from cai_helpers.machine.hardware import use_threads
+from cai_helpers.manifest import Fingerprint, plain
 from cai_helpers.measures.intervals import proportion
 from cai_helpers.models.batches import release_memory
 from cai_helpers.prompts.split import write_prompts
@@ -28,7 +30,7 @@ from cai_helpers.schema import Completion, Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, load_scorer, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_json
-from cai_helpers.workspace import Fingerprint, Workspace, holds_workspace, plain
+from cai_helpers.workspace import Workspace, holds_workspace
 
 # Where 60 % of them give a usable revision, a protocol that wins seven in ten of those is told from a tossed coin.
 PROMPTS = 48
@@ -112,8 +114,8 @@ def compare_protocols(
     write_prompts(settings, workspace)
     prompts = [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]  # in the form `generate` takes them
     made = _make_rows(settings, workspace, prompts[:count], texts)
-    deltas = _deltas(settings, workspace, {name: one.traces for name, one in made.items()})
-    entries = [_entry(name, one, deltas[name]) for name, one in made.items()]
+    deltas = _deltas(settings, workspace, {name: judged.traces for name, judged in made.items()})
+    entries = [_entry(name, judged, deltas[name]) for name, judged in made.items()]
     report = BakeoffReport(
         scorer=scorer_identity(settings),
         trust=trust,
@@ -135,7 +137,7 @@ def _basis(settings: Settings, file: Path | None) -> Fingerprint:
 def _begin(workspace: Workspace, basis: Fingerprint) -> None:
     """Go on with the rows that are there, or, where they were made with something else, put them into archive/."""
     if workspace.begun("bakeoff") != plain(basis):
-        workspace.archive("bakeoff", list(workspace.bakeoff.parent.glob("*")))
+        workspace.archive("bakeoff", list(workspace.bakeoff_dir.glob("*")))
     workspace.begin("bakeoff", basis)
 
 
@@ -143,7 +145,7 @@ def _make_rows(
     settings: Settings, workspace: Workspace, prompts: list[Prompt], protocols: dict[str, Protocol]
 ) -> dict[str, _Judged]:
     """The traces of every protocol; nothing is loaded when all are on disk."""
-    folder = workspace.bakeoff.parent
+    folder = workspace.bakeoff_dir
     ordered = sorted(prompts, key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
     drafts = JsonlStore(folder / "drafts.jsonl")
     stores = {name: JsonlStore(folder / f"{name.replace('/', '-')}.jsonl") for name in protocols}
@@ -159,7 +161,7 @@ def _make_rows(
             judge = critic._replace(protocol=protocol)
             done = stores[name].ids()
             open_drafts = [draft for draft in made if draft.prompt.id not in done]
-            _in_batches(judge, name, open_drafts, stores[name], lambda part, judge=judge: _trace_rows(judge, part))
+            _in_batches(judge, name, open_drafts, stores[name], partial(_trace_rows, judge))
         del critic, judge
         release_memory()  # on a T4 the reward model takes the generator's place
     drafting = {row["id"]: row["seconds"] for row in drafts.rows()}
@@ -189,7 +191,7 @@ def _in_batches(
                 store.append({**row, "seconds": seconds} for row in rows)
                 bar.update(len(part))
         except KeyboardInterrupt:
-            raise CaiError(
+            raise StoppedByHand(
                 f"Stopped by hand at {name}, {bar.n} of {len(items)}; the rows are on disk.",
                 "Run `cai bakeoff` or the cell again to go on from there.",
             ) from None
@@ -219,7 +221,7 @@ def _deltas(settings: Settings, workspace: Workspace, made: dict[str, list[Trace
         for traces in revised.values()
         for trace in traces
     ]
-    scores = iter(judge_pairs(settings, asked, JsonlStore(workspace.bakeoff.parent / "scores.jsonl")).scores)
+    scores = iter(judge_pairs(settings, asked, JsonlStore(workspace.bakeoff_scores)).scores)
     return {
         name: [pair.second - pair.first for pair in islice(scores, len(traces))] for name, traces in revised.items()
     }

@@ -8,6 +8,7 @@ from cai_helpers.calibration.accuracy import Calibration, JudgedGold, calibrate,
 from cai_helpers.calibration.gold import Gold, gold_identity, read_gold
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import use_threads
+from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.models.batches import release_memory
 from cai_helpers.pages.calibration_picture import save_calibration_plot
@@ -15,7 +16,7 @@ from cai_helpers.schema import StageReport, transcript
 from cai_helpers.scoring.judge import PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, write_json
-from cai_helpers.workspace import Workspace, holds_workspace, section
+from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class CalibrateReport(StageReport):
@@ -32,21 +33,21 @@ class CalibrateReport(StageReport):
         return "Can the scorer be trusted?"
 
     def lines(self) -> list[tuple[str, str]]:
-        one = self.calibration
+        calibration = self.calibration
         left_out = "; ".join(f"{count} left out: {reason}" for reason, count in self.left_out.items())
         return [
             ("scored by", self.scorer),
-            ("gold pairs", f"{one.pairs} of the {self.rows} rows of {one.gold}" + (f"; {left_out}" if left_out else "")),
-            ("different prompts", _prompts(self.prompts, one.pairs)),
-            ("right", f"{one.accuracy.percent()}, ties as half"),
-            ("ties", str(one.ties)),
-            *((f"  {name}", f"{share.percent()} of {share.n}") for name, share in one.categories.items()),
-            *((f"  |delta| {found.low:.2f} to {found.high:.2f}", f"{found.accuracy.percent()} of {found.accuracy.n}")
-              for found in one.bins),
-            ("score against length", _number(one.length_correlation) + " (Spearman, words of a text)"),
-            ("longer text wins", f"{_share(one.longer_wins)}; it is the better one in {_share(one.longer_is_better)}"),
-            ("recommended min_delta", _recommendation(one)),
-            ("verdict", f"{one.verdict}: {trust_line(one)}"),
+            ("gold pairs", f"{calibration.pairs} of the {self.rows} rows of {calibration.gold}" + (f"; {left_out}" if left_out else "")),
+            ("different prompts", _prompts(self.prompts, calibration.pairs)),
+            ("right", f"{calibration.accuracy.percent()}, ties as half"),
+            ("ties", str(calibration.ties)),
+            *((f"  {name}", f"{share.percent()} of {share.n}") for name, share in calibration.categories.items()),
+            *((f"  |delta| {deltas.low:.2f} to {deltas.high:.2f}", f"{deltas.accuracy.percent()} of {deltas.accuracy.n}")
+              for deltas in calibration.bins),
+            ("score against length", _number(calibration.length_correlation) + " (Spearman, words of a text)"),
+            ("longer text wins", f"{_share(calibration.longer_wins)}; it is the better one in {_share(calibration.longer_is_better)}"),
+            ("recommended min_delta", _recommendation(calibration)),
+            ("verdict", f"{calibration.verdict}: {trust_line(calibration)}"),
             *self.notes,
             ("this call", f"{self.scored_now} texts in {self.seconds:.0f} s"),
         ]  # fmt: skip
@@ -71,12 +72,7 @@ def calibrate_scorer(settings: Settings, workspace: Workspace, gold: str | None 
         raise CaiError(
             "No gold pairs are named.", "Set calibrate.gold to a file or a Hub dataset, or give --gold FILE."
         )
-    fingerprint = {
-        "scorer": scorer_identity(settings),
-        "input gold": gold_identity(source),
-        "seed": settings.seed,
-        **section("calibrate", settings.calibrate, exclude={"gold"}),
-    }
+    fingerprint = _fingerprint(settings, source)
     if (report := workspace.finished("calibrate", fingerprint, CalibrateReport)) is not None:
         return report
 
@@ -103,6 +99,15 @@ def calibrate_scorer(settings: Settings, workspace: Workspace, gold: str | None 
     return report
 
 
+def _fingerprint(settings: Settings, source: str) -> Fingerprint:
+    return {
+        "scorer": scorer_identity(settings),
+        "input gold": gold_identity(source),
+        "seed": settings.seed,
+        **section("calibrate", settings.calibrate, exclude={"gold"}),
+    }
+
+
 def _judged(gold: Gold, scores: list[PairScores]) -> list[JudgedGold]:
     return [
         JudgedGold(score.first, score.second, len(pair.better.split()), len(pair.worse.split()), pair.category)
@@ -110,10 +115,10 @@ def _judged(gold: Gold, scores: list[PairScores]) -> list[JudgedGold]:
     ]
 
 
-def _recommendation(one: Calibration) -> str:
-    if one.min_delta is None:
-        return f"none: at no difference is it right on {100 * one.target:.0f} % and better than a coin"
-    return f"{one.min_delta:.2f}: from there on right on {one.above.percent()} of {one.above.n} (curate.min_delta)"
+def _recommendation(calibration: Calibration) -> str:
+    if calibration.min_delta is None or calibration.above is None:
+        return f"none: at no difference is it right on {100 * calibration.target:.0f} % and better than a coin"
+    return f"{calibration.min_delta:.2f}: from there on right on {calibration.above.percent()} of {calibration.above.n} (curate.min_delta)"
 
 
 def _prompts(prompts: int, pairs: int) -> str:

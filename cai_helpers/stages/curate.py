@@ -9,15 +9,17 @@ from cai_helpers.analysis.frame import pair_frame, read_pairs
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.contents import file_hash
 from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.overrides import read_overrides
 from cai_helpers.curation.rules import DROP_MEANING, RULES, Curation, Overruled, curate, refuses_over_answer
 from cai_helpers.curation.split import held_out_ids, held_out_rule
+from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json, write_jsonl
-from cai_helpers.workspace import Workspace, file_hash, holds_workspace, section
+from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class CurateReport(StageReport):
@@ -75,14 +77,7 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     source = pairs_file or workspace.require(workspace.pairs, made_by="score")
     outputs = [workspace.train_rows, workspace.eval_rows, workspace.dropped_rows, workspace.one_sided_rows]
     outputs.append(workspace.curation_stats)
-    fingerprint = {
-        "seed": settings.seed,
-        "outputs": [path.name for path in outputs],  # a dataset from before one of them was written is made again
-        "rules": RULES,
-        "input pairs": file_hash(source),
-        "input overrides": file_hash(workspace.overrides),
-        **section("curate", settings.curate, exclude={"strict"}),  # what training makes of the gate
-    }
+    fingerprint = _fingerprint(settings, workspace, source, outputs)
     trust = trust_of_pairs(workspace) if pairs_file is None else None
     if (report := workspace.finished("curate", fingerprint, CurateReport)) is not None:
         return report.model_copy(update={"trust": trust})
@@ -101,12 +96,23 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     write_jsonl(workspace.train_rows, (row.model_dump() for row in train))
     write_jsonl(workspace.eval_rows, (row.model_dump() for row in held_out))
     write_jsonl(
-        workspace.dropped_rows, ({**one.pair.model_dump(), "drop_reason": one.reason} for one in curation.dropped)
+        workspace.dropped_rows, ({**drop.pair.model_dump(), "drop_reason": drop.reason} for drop in curation.dropped)
     )
     write_jsonl(workspace.one_sided_rows, (row.model_dump() for row in extra))
     write_json(workspace.curation_stats, report.model_dump())
     workspace.seal("curate", fingerprint, outputs, report)
     return report
+
+
+def _fingerprint(settings: Settings, workspace: Workspace, source: Path, outputs: list[Path]) -> Fingerprint:
+    return {
+        "seed": settings.seed,
+        "outputs": [path.name for path in outputs],  # a dataset from before one of them was written is made again
+        "rules": RULES,
+        "input pairs": file_hash(source),
+        "input overrides": file_hash(workspace.overrides),
+        **section("curate", settings.curate, exclude={"strict"}),  # what training makes of the gate
+    }
 
 
 def _report(
@@ -118,7 +124,7 @@ def _report(
     settings: Settings,
 ) -> CurateReport:
     rows = curation.rows
-    counted = Counter(one.reason for one in curation.dropped)
+    counted = Counter(drop.reason for drop in curation.dropped)
     refusing = sum(map(refuses_over_answer, rows))
     return CurateReport(
         generated=len(rows) + len(curation.dropped),
@@ -142,9 +148,9 @@ def _answers_over_refusal(row: PreferenceRow) -> bool:
     return is_refusal(row.rejected[0]["content"]) and not is_refusal(row.chosen[0]["content"])
 
 
-def _overruled_lines(one: Overruled) -> list[tuple[str, str]]:
-    if not any(one):
+def _overruled_lines(overruled: Overruled) -> list[tuple[str, str]]:
+    if not any(overruled):
         return []
-    elsewhere = f"; {one.elsewhere} decisions are about pairs that are not here" if one.elsewhere else ""
-    found = f"{one.kept} kept as a person decided, {one.against_reward} of them against the reward model"
-    return [("overruled", f"{found}; {one.dropped} dropped{elsewhere}")]
+    elsewhere = f"; {overruled.elsewhere} decisions are about pairs that are not here" if overruled.elsewhere else ""
+    kept = f"{overruled.kept} kept as a person decided, {overruled.against_reward} of them against the reward model"
+    return [("overruled", f"{kept}; {overruled.dropped} dropped{elsewhere}")]

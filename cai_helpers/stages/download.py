@@ -36,7 +36,7 @@ def download_models(settings: Settings, workspace: Workspace) -> DownloadReport:
     wanted = {
         "base model": settings.models.base,
         "Stage-2 adapter": settings.models.adapter,
-        "reward model": settings.models.reward,
+        "reward model": settings.models.reward.model,
     }
     folders = {role: _fetch(name, workspace) for role, name in wanted.items() if name is not None}
     return DownloadReport(

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
-from cai_helpers.errors import CaiError
+from cai_helpers.contents import file_hash
+from cai_helpers.errors import CaiError, StoppedByHand
+from cai_helpers.evaluation.answers import Answers, Keep, answer, basis_of, known_answers, run_of
 from cai_helpers.evaluation.comparison import (
-    BENIGN,
     CAUTION,
     READABLE_CATEGORY,
     Change,
@@ -25,28 +23,19 @@ from cai_helpers.evaluation.comparison import (
     compare_by_category,
     judge,
 )
+from cai_helpers.evaluation.policies import load_policies
 from cai_helpers.machine.hardware import use_threads
+from cai_helpers.manifest import Fingerprint
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.models.batches import release_memory
-from cai_helpers.models.hub import identity
-from cai_helpers.models.language import (
-    STAGE2,
-    STAGE3,
-    Generator,
-    LanguageModel,
-    attach_adapter,
-    load_base,
-    load_tokenizer,
-)
+from cai_helpers.models.language import STAGE2, STAGE3
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
-from cai_helpers.schema import Completion, Prompt, StageReport
+from cai_helpers.schema import BENIGN, Completion, Prompt, StageReport
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
-from cai_helpers.settings import Models, Settings
+from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace, file_hash, holds_workspace, section
-
-Answers = dict[tuple[str, str], Completion]  # (prompt id, stage) → what the model said
+from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class EvaluateReport(StageReport):
@@ -83,7 +72,10 @@ class EvaluateReport(StageReport):
         return [
             ("win rate against Stage 2", wins),
             ("the scorer, on gold pairs", self.trust),
-            *((f"refusals of {_readable(name)}", _change(one.refusals)) for name, one in self.by_category.items()),
+            *(
+                (f"refusals of {_readable(name)}", _change(comparison.refusals))
+                for name, comparison in self.by_category.items()
+            ),
             ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
         ]
 
@@ -92,7 +84,7 @@ class EvaluateReport(StageReport):
 def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     """Compare the trained adapter with Stage 2 and write evaluation/responses.jsonl and reports/refusals.png.
 
-    Answers are kept one by one in evaluation/answers.jsonl, by what they depend on: a killed call resumes, another
+    Answers are kept batch by batch in evaluation/answers.jsonl, by what they depend on: a killed call resumes, another
     reward model scores again without generating, and a newly trained adapter reuses Stage 2's answers.
 
     Raises:
@@ -107,8 +99,8 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     use_threads(settings.threads)
     started = time.monotonic()
     store = JsonlStore(workspace.answers)
-    runs = {STAGE2: _run(settings, settings.models.adapter), STAGE3: _run(settings, str(adapter))}
-    answers = _known(store, prompts, runs)
+    runs = {STAGE2: run_of(settings, settings.models.adapter), STAGE3: run_of(settings, str(adapter))}
+    answers = known_answers(store, prompts, runs)
     missing = {stage: [prompt for prompt in prompts if (prompt.id, stage) not in answers] for stage in runs}
     generated = sum(map(len, missing.values()))
     if generated:
@@ -125,32 +117,6 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     workspace.note_metrics("evaluate", report)
     workspace.seal("evaluate", fingerprint, [workspace.responses, picture], report)
     return report
-
-
-class Policies:
-    """Stage 2 and Stage 3 on one base model: two adapters, of which one at a time is active."""
-
-    def __init__(self, language_model: LanguageModel, has_stage2: bool) -> None:
-        self._language_model = language_model
-        self._has_stage2 = has_stage2
-
-    @contextmanager
-    def playing(self, stage: str) -> Iterator[Generator]:
-        """The model as `stage`. Without a Stage-2 adapter, Stage 2 is the base with no adapter active."""
-        model = self._language_model.model
-        if stage == STAGE2 and not self._has_stage2:
-            with model.disable_adapter():
-                yield self._language_model
-        else:
-            model.set_adapter(stage)
-            yield self._language_model
-
-
-def load_policies(models: Models, adapter: Path) -> Policies:
-    model = attach_adapter(load_base(models), str(adapter), STAGE3)
-    if models.adapter is not None:
-        model = attach_adapter(model, models.adapter, STAGE2)
-    return Policies(LanguageModel(model, load_tokenizer(models.base)), models.adapter is not None)
 
 
 def _held_out(settings: Settings, workspace: Workspace) -> list[Prompt]:
@@ -170,64 +136,25 @@ def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
     return {
         "models.reward": scorer_identity(settings),
         "evaluate.limit": settings.evaluate.limit,
-        "stage 2": _basis(settings, settings.models.adapter),
+        "stage 2": basis_of(settings, settings.models.adapter),
         "input adapter": file_hash(workspace.adapter),
         "input eval prompts": file_hash(workspace.eval_prompts),
     }
 
 
-def _basis(settings: Settings, adapter: str | None) -> Fingerprint:
-    """What an answer depends on, besides its prompt."""
-    return {
-        "seed": settings.seed,
-        "models.base": identity(settings.models.base),
-        "adapter": identity(adapter),
-        "models.dtype": settings.models.dtype,
-        **section("evaluate", settings.evaluate, exclude={"batch_size", "limit"}),
-    }
-
-
-def _run(settings: Settings, adapter: str | None) -> str:
-    """Names the answers of one policy under these settings."""
-    return hashlib.sha256(json.dumps(_basis(settings, adapter), sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _known(store: JsonlStore, prompts: list[Prompt], runs: dict[str, str]) -> Answers:
-    found = {row["id"]: Completion.model_validate(row["completion"]) for row in store.rows()}
-    wanted = {(prompt.id, stage): f"{run}/{prompt.id}" for prompt in prompts for stage, run in runs.items()}
-    return {key: found[name] for key, name in wanted.items() if name in found}
-
-
 def _generate(
     settings: Settings, adapter: Path, missing: dict[str, list[Prompt]], runs: dict[str, str], store: JsonlStore
 ) -> Answers:
-    from cai_helpers.models.sampling import Sampling
-
-    sampling = Sampling(
-        max_new_tokens=settings.evaluate.max_tokens,
-        temperature=settings.evaluate.temperature,
-        top_p=settings.evaluate.top_p,
-        seed=settings.seed,
-    )
     policies = load_policies(settings.models, adapter)
     answers: Answers = {}
     with tqdm(total=sum(map(len, missing.values())), desc="evaluate", unit="answer") as bar:
         try:
             for stage, prompts in missing.items():
-                chats = [prompt.messages for prompt in prompts]
-                keys = [f"{prompt.id}/evaluate" for prompt in prompts]  # the same for both: one source of randomness
                 with policies.playing(stage) as generator:
-                    for index, completion in generator.generate(chats, sampling, keys, settings.evaluate.batch_size):
-                        answers[prompts[index].id, stage] = completion
-                        row = {
-                            "id": f"{runs[stage]}/{prompts[index].id}",
-                            "stage": stage,
-                            "completion": completion.model_dump(),
-                        }
-                        store.append([row])
-                        bar.update()
+                    keep = Keep(store, runs[stage], stage, settings.evaluate.batch_size)
+                    answers |= answer(settings, generator, prompts, keep, bar)
         except KeyboardInterrupt:
-            raise CaiError(
+            raise StoppedByHand(
                 f"Stopped by hand: {bar.n} of {bar.total} answers are on disk.", "Run `cai evaluate` again to go on."
             ) from None
     return answers
@@ -281,16 +208,22 @@ def _report(
     )
 
 
-def _comparison_lines(name: str, one: Comparison) -> list[tuple[str, str]]:
+def _comparison_lines(name: str, comparison: Comparison) -> list[tuple[str, str]]:
     lines = [
-        ("prompts", str(one.prompts)),
-        ("win rate", f"{one.win_rate.percent()}: {one.wins} won, {one.ties} tied, {one.losses} lost"),
-        ("mean reward difference", "too few prompts" if one.mean_delta is None else one.mean_delta.number()),
-        ("refusals", _change(one.refusals)),
-        ("cut off at the token limit", _change(one.truncated)),
-        ("degenerate answers", _change(one.degenerate)),
-        ("topic fit of answers", f"{_fit(one.fit_before)} → {_fit(one.fit_after)}"),
-        ("mean length", f"{one.words_before:.0f} → {one.words_after:.0f} words"),
+        ("prompts", str(comparison.prompts)),
+        (
+            "win rate",
+            f"{comparison.win_rate.percent()}: {comparison.wins} won, {comparison.ties} tied, {comparison.losses} lost",
+        ),
+        (
+            "mean reward difference",
+            "too few prompts" if comparison.mean_delta is None else comparison.mean_delta.number(),
+        ),
+        ("refusals", _change(comparison.refusals)),
+        ("cut off at the token limit", _change(comparison.truncated)),
+        ("degenerate answers", _change(comparison.degenerate)),
+        ("topic fit of answers", f"{_fit(comparison.fit_before)} → {_fit(comparison.fit_after)}"),
+        ("mean length", f"{comparison.words_before:.0f} → {comparison.words_after:.0f} words"),
     ]
     return [(f"{name}: {what}", figure) for what, figure in lines]
 

@@ -10,16 +10,18 @@ import zipfile
 from importlib import resources
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import IO, Any
 
 from cai_helpers import __version__
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 from cai_helpers.ground import make_folder
+from cai_helpers.manifest import library_versions
 from cai_helpers.models.hub import EMBEDDED
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.training.policy.losses import readable
-from cai_helpers.workspace import Workspace, file_hash, holds_workspace, library_versions, require_hash
+from cai_helpers.workspace import Workspace, holds_workspace, require_hash
 
 NAME = "stage3_constitutional"
 _WEIGHTS = "models/lora_adapters/adapter_model.safetensors"
@@ -119,7 +121,7 @@ def model_card(settings: Settings, workspace: Workspace, trained: bool) -> str:
         base=settings.models.base,
         base_yaml=json.dumps(settings.models.base),
         stage2=f"`{settings.models.adapter}`" if settings.models.adapter else "none: the base model itself",
-        reward=settings.models.reward,
+        reward=settings.models.reward.model,
         version=__version__,
         status="LoRA adapter" if trained else "data without an adapter",
         loading=_loading(settings, workspace)
@@ -224,13 +226,20 @@ def _check(target: Path, hashes: dict[str, str]) -> int:
     with zipfile.ZipFile(target) as archive:
         if (broken := archive.testzip()) is not None:
             raise _damaged(broken)
-        found = {}
+        packed = {}
         for name in archive.namelist():
             with archive.open(name) as member:
-                found[name.removeprefix(f"{NAME}/")] = hashlib.file_digest(member, "sha256").hexdigest()
-        if differing := sorted(name for name in {*hashes, *found} if hashes.get(name) != found.get(name)):
+                packed[name.removeprefix(f"{NAME}/")] = _sha256(member)
+        if differing := sorted(name for name in {*hashes, *packed} if hashes.get(name) != packed.get(name)):
             raise _damaged(differing[0])
         return _count_tensors(archive.read(f"{NAME}/{_WEIGHTS}")) if _WEIGHTS in hashes else 0
+
+
+def _sha256(member: IO[bytes]) -> str:
+    digest = hashlib.sha256()
+    while piece := member.read(1 << 20):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _damaged(name: str) -> CaiError:

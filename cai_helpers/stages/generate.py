@@ -5,21 +5,28 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from pydantic import Field
 from tqdm.auto import tqdm
 
 from cai_helpers.critique.critic import Critic, load_critic, make_traces, trace_basis
 from cai_helpers.critique.protocol_choice import Choice, read_choice, require_protocol
-from cai_helpers.errors import CaiError, WorkspaceVanished
+from cai_helpers.errors import StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.machine.processes import Processes, this_process
+from cai_helpers.manifest import Fingerprint
 from cai_helpers.prompts.split import PromptSummary, write_prompts
 from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
-from cai_helpers.store import JsonlStore, read_jsonl
-from cai_helpers.workspace import Fingerprint, Workspace, holds_workspace
+from cai_helpers.store import JsonlStore, read_json, read_jsonl
+from cai_helpers.workspace import Workspace, holds_workspace
+
+if TYPE_CHECKING:
+    from cai_helpers.models.endpoint import EndpointGenerator
+    from cai_helpers.models.language import LanguageModel
+
+_SUMMARY_DAMAGED = "Run `cai generate --fresh`, which moves the rows to archive/ and starts over."
 
 
 class GenerateReport(StageReport):
@@ -157,18 +164,21 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
     prompts = [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]
     done = {row["id"] for row in read_jsonl(workspace.traces)} if workspace.traces.exists() else set()
     pending = [prompt for prompt in prompts if prompt.id not in done and processes.owns(prompt.id)]
-    if there := sum(prompt.id in done for prompt in prompts):
-        workspace.say("generate", f"{there} of {len(prompts)} pairs are there already")
+    if present := sum(prompt.id in done for prompt in prompts):
+        workspace.say("generate", f"{present} of {len(prompts)} pairs are there already")
     if not pending:
         return _Made(0, [], [])
-    store = JsonlStore(workspace.traces if processes.count == 1 else _share(workspace, processes))
+    store = JsonlStore(workspace.traces if processes.count == 1 else workspace.share_of_traces(processes.index))
     critic = load_critic(settings, protocol)
     pending.sort(key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
     first = pending[:1] if not done and processes.is_main else []
     for trace in _write(make_traces(critic, first), store):
         workspace.say("generate", f"before the long run, one pair as it comes:\n{readable(trace)}")
     rows = len(first) + _generate(critic, pending[len(first) :], store)
-    return _Made(rows, critic.drafter.notes(), critic.critic.usage.lines() if settings.generate.critic == "api" else [])
+    # what Critic knows as generators, which the scripted twins of tests are as well
+    talk = cast("LanguageModel", critic.drafter).notes()
+    api = settings.generate.critic == "api"
+    return _Made(rows, talk, cast("EndpointGenerator", critic.critic).usage.lines() if api else [])
 
 
 def readable(trace: Trace) -> str:
@@ -199,7 +209,7 @@ def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore) -> int:
         except WorkspaceVanished as error:
             raise error.saying(f"{bar.n} of {len(pending)} pairs of this call were saved in it.") from error
         except KeyboardInterrupt:
-            raise CaiError(
+            raise StoppedByHand(
                 f"Stopped by hand: {bar.n} of {len(pending)} pairs of this call are on disk.",
                 "Run `cai generate` or the cell again to go on from there.",
             ) from None
@@ -211,19 +221,14 @@ def _write(traces: list[Trace], store: JsonlStore) -> list[Trace]:
     return traces
 
 
-def _share(workspace: Workspace, processes: Processes) -> Path:
-    """The file one of several processes writes to: two writers in one file would tear each other's rows."""
-    return workspace.pairs_dir / f"traces.{processes.index}.jsonl"
-
-
 def _merge_shares(workspace: Workspace) -> None:
     """Move the rows of all shares into traces.jsonl, also those of an earlier call that was killed."""
     store = JsonlStore(workspace.traces)
     if store.repaired_bytes:
         workspace.say("generate", "the last row was cut off when the run was killed; it is made again")
-    there = store.ids()
-    for path in sorted(workspace.pairs_dir.glob("traces.*.jsonl")):
-        store.append(row for row in JsonlStore(path).rows() if row["id"] not in there)
+    known = store.ids()
+    for path in workspace.shares_of_traces():
+        store.append(row for row in JsonlStore(path).rows() if row["id"] not in known)
         path.unlink()
 
 
@@ -232,7 +237,7 @@ def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) ->
     traces = [trace for trace in map(Trace.model_validate, read_jsonl(workspace.traces)) if trace.id in wanted]
     attempted = [trace for trace in traces if trace.outcome != "kept"]
     return GenerateReport(
-        prompts=PromptSummary.model_validate_json(workspace.prompt_summary.read_text(encoding="utf-8")),
+        prompts=PromptSummary.model_validate(read_json(workspace.prompt_summary, _SUMMARY_DAMAGED)),
         protocol=protocol,
         pairs=len(traces),
         outcomes=dict(Counter(trace.outcome for trace in traces).most_common()),

@@ -6,12 +6,13 @@ import time
 from collections import Counter
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
+from cai_helpers.contents import file_hash
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.schema import ScoredPair, Side, StageReport, Trace
 from cai_helpers.scoring.judge import Judged, PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.workspace import Workspace, file_hash, holds_workspace
+from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class ScoreReport(StageReport):
@@ -117,7 +118,7 @@ def _pair(trace: Trace, scores: PairScores) -> ScoredPair:
 
 
 def _report(scorer: str, pairs: list[ScoredPair], judged: Judged, seconds: float) -> ScoreReport:
-    deltas = [pair.delta for pair in pairs if pair.outcome == "revised"]
+    deltas = [pair.delta for pair in pairs if pair.outcome == "revised" and pair.delta is not None]
     signs = Counter((delta > 0) - (delta < 0) for delta in deltas)
     return ScoreReport(
         scorer=scorer,

@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.machine.hardware import Dtype, choose_dtype, this_machine, use_threads
+from cai_helpers.manifest import Fingerprint, plain, section
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.hub import identity
 from cai_helpers.models.language import load_tokenizer
@@ -24,7 +26,7 @@ from cai_helpers.training.rows.pairs import Preferences, keep_fitting, read_rows
 from cai_helpers.training.rows.weights import weigh
 from cai_helpers.training.run import Job
 from cai_helpers.training.watch.copies import Copies, RunFiles, open_copies
-from cai_helpers.workspace import Fingerprint, Workspace, file_hash, holds_workspace, plain, section
+from cai_helpers.workspace import Workspace, holds_workspace
 
 if TYPE_CHECKING:
     from cai_helpers.training.watch.history import Watcher
@@ -86,14 +88,9 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
     return report
 
 
-def sft_folder(workspace: Workspace) -> Path:
-    """Checkpoints of the supervised phase, and, before DPO, adapter/ with its result."""
-    return workspace.checkpoints / "sft"
-
-
 def sft_history(workspace: Workspace, settings: Settings) -> Path:
     """Before DPO it has a file of its own: the steps of either begin at 1."""
-    return workspace.history if settings.train.method == "sft" else workspace.logs / "history_sft.jsonl"
+    return workspace.history if settings.train.method == "sft" else workspace.sft_history
 
 
 def start_over(settings: Settings, workspace: Workspace) -> None:
@@ -190,7 +187,7 @@ def _train(
         sft = _fine_tune(settings, workspace, data, dtype, fingerprint, fresh, watch)
         if settings.train.method == "sft":
             return sft
-        tuned = sft_folder(workspace) / "adapter"
+        tuned = workspace.sft_dir / "adapter"
         release_memory()  # DPO loads the model again, with the supervised result on it
     job = Job(
         "train",
@@ -237,15 +234,15 @@ def _fine_tune(
         return report
     manifest = workspace.manifest("sft")
     if manifest is not None and manifest.fingerprint != plain(fingerprint):
-        workspace.archive("sft", [sft_folder(workspace), sft_history(workspace, settings)])
+        workspace.archive("sft", [workspace.sft_dir, sft_history(workspace, settings)])
     job = Job(
         "sft",
         settings,
         workspace,
         dtype,
         this_machine(),
-        RunFiles(sft_folder(workspace), sft_history(workspace, settings), reference=None),
-        workspace.adapter if final else sft_folder(workspace) / "adapter",
+        RunFiles(workspace.sft_dir, sft_history(workspace, settings), reference=None),
+        workspace.adapter if final else workspace.sft_dir / "adapter",
         alone=final,
         copies=_copies(settings, workspace, fingerprint, fresh, "supervised"),
         watch=watch,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
-from cai_helpers.errors import CaiError, WorkspaceVanished
+from cai_helpers.errors import CaiError, StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import Dtype, Machine
 from cai_helpers.settings import Settings
 from cai_helpers.training.memory_plan import plan_memory, require_memory
@@ -118,7 +118,7 @@ def _run(
     try:
         trainer.train(resume_from_checkpoint=None if start is None else str(start))
     except KeyboardInterrupt:
-        raise CaiError(
+        raise StoppedByHand(
             f"Stopped by hand at step {trainer.state.global_step} of {trainer.state.max_steps}.",
             "Run `cai train` again to go on from the last checkpoint.",
         ) from None

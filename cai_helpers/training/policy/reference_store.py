@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from cai_helpers.contents import file_hash
 from cai_helpers.store import write_atomically, write_json
-from cai_helpers.workspace import Workspace, file_hash
+from cai_helpers.workspace import Workspace
 
 Values = dict[str, list[float]]  # column of the trainer → one log-probability a row
 
@@ -56,11 +57,11 @@ def reference_of(workspace: Workspace, key: str, say: Callable[[str], None]) -> 
 
 
 def folder_of(workspace: Workspace) -> Path:
-    return workspace.checkpoints / "reference"
+    return workspace.reference_dir
 
 
 def record_of(workspace: Workspace) -> Path:
-    return workspace.root / "manifests" / "reference.json"
+    return workspace.reference_record
 
 
 def fault(folder: Path, record: Path, split: str) -> str | None:

@@ -93,7 +93,7 @@ def stuck_at_chance(rows: Sequence[Row], settings: Alarms, beta: float) -> Alarm
     return Alarm(
         name="stuck at chance",
         step=recent[-1]["step"],
-        threshold=f"{settings.least_accuracy:.0%} after the first epoch (alarms.least_accuracy)",
+        threshold=f"{settings.least_accuracy:.0%} after the first epoch",
         evidence=f"training accuracy {accuracy:.0%}, margin {_mean(recent, 'margin'):+.3f}",
         advice="Nothing is learned: read pairs in notebook 03 (are the labels right?), then raise train.learning_rate.",
     )
@@ -110,7 +110,7 @@ def rejected_only(rows: Sequence[Row], settings: Alarms, beta: float) -> Alarm |
     return Alarm(
         name="margin from rejected only",
         step=recent[-1]["step"],
-        threshold=f"{settings.chosen_share:.0%} of a margin of {settings.least_margin:g} (alarms.chosen_share)",
+        threshold=f"{settings.chosen_share:.0%} of a margin of {settings.least_margin:g} (alarms.least_margin)",
         evidence=f"margin {margin:+.3f}, of it chosen {chosen:+.3f}",
         advice="Usual where both sides are alike, harmless while it is small; if chosen keeps falling, raise train.beta.",
     )
@@ -133,7 +133,7 @@ def overfitting(rows: Sequence[Row], settings: Alarms, beta: float) -> Alarm | N
     return Alarm(
         name=OVERFITTING,
         step=latest[-1]["step"],
-        threshold=f"{settings.eval_rise:g} above the lowest, {settings.patience} times (alarms.eval_rise, patience)",
+        threshold=f"{settings.eval_rise:g} above the lowest, {settings.patience} times (alarms.patience)",
         evidence=f"held-out loss {best['eval_loss']:.4f} at step {best['step']}, {latest[-1]['eval_loss']:.4f} now; "
         f"training loss {then:.4f}, {now:.4f} now",
         advice="The best checkpoint is kept whatever comes; train.stop_early=true ends a run here.",
@@ -174,7 +174,7 @@ def gradient_spike(rows: Sequence[Row], settings: Alarms, beta: float) -> Alarm 
     return Alarm(
         name="gradient spike",
         step=step,
-        threshold=f"{settings.gradient_spike:g} times the median before (alarms.gradient_spike)",
+        threshold=f"{settings.gradient_spike:g} times the median before",
         evidence=f"norm {last:.2f}, median {usual:.2f}",
         advice="Clipping holds one; if they come back, halve train.learning_rate and look for broken pairs.",
     )
@@ -206,7 +206,7 @@ def length_learned(split: LengthSplit, settings: Alarms, step: int) -> Alarm | N
     return Alarm(
         name="length instead of content",
         step=step,
-        threshold=f"{settings.length_gap:.0%} and intervals apart (alarms.length_gap)",
+        threshold=f"{settings.length_gap:.0%} and intervals apart",
         evidence=f"held-out accuracy {split.usual.percent()} where the chosen side is the {split.direction} one, as in "
         f"most pairs, {split.other.percent()} of {split.other.n} where it is not",
         advice="Balance the lengths of chosen and rejected (notebook 03 shows them) before you trust the result.",

@@ -12,8 +12,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from cai_helpers.contents import file_hash
 from cai_helpers.store import write_json
-from cai_helpers.workspace import file_hash
 
 SEAL = "complete.json"
 _PREFIX = "checkpoint-"  # transformers writes checkpoint-<step>

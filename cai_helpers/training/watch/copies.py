@@ -16,12 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from cai_helpers.contents import hashes_below
 from cai_helpers.ground import make_folder
+from cai_helpers.manifest import Fingerprint, plain
 from cai_helpers.models.hub import transport_error
 from cai_helpers.store import write_atomically, write_json
 from cai_helpers.training.policy.reference_store import bring, faults, folder_of, record_of
 from cai_helpers.training.watch import checkpoints
-from cai_helpers.workspace import Fingerprint, Workspace, plain
+from cai_helpers.workspace import Workspace
 
 HUB = "hub:"
 _RUN, _HISTORY, _REFERENCE, _RECORD = "run.json", "history.jsonl", "reference", "reference.json"
@@ -167,7 +169,7 @@ class FolderPlace:
             draft, target = self._folder / f"partial-{item.name}", self._folder / item.name
             shutil.rmtree(draft, ignore_errors=True)
             shutil.copytree(item, draft)
-            if hash_of(draft) != hash_of(item):
+            if hashes_below(draft) != hashes_below(item):
                 raise OSError(f"{item.name} is not what was written when it is read back")
             shutil.rmtree(target, ignore_errors=True)
             draft.replace(target)
@@ -246,12 +248,6 @@ def open_copies(
     name = f"{phase}-" + hashlib.sha256(json.dumps(plain(fingerprint), sort_keys=True).encode()).hexdigest()[:12]
     place = HubPlace(copy_to.removeprefix(HUB), name) if copy_to.startswith(HUB) else FolderPlace(Path(copy_to) / name)
     return Copies(place, f"{copy_to}/{name}", fingerprint, say)
-
-
-def hash_of(folder: Path) -> dict[str, str]:
-    """sha256 of each file below `folder`."""
-    files = (file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def _equals(file: Path, info: Any) -> bool:
