@@ -27,6 +27,7 @@ class RunPaths:
         self.calibration_scores = self.root / "calibration" / "scores.jsonl"
         self.bakeoff_dir = self.root / "bakeoff"
         self.bakeoff = self.bakeoff_dir / "result.json"
+        self.bakeoff_drafts = self.bakeoff_dir / "drafts.jsonl"  # the same for all protocols
         self.bakeoff_scores = self.bakeoff_dir / "scores.jsonl"
         self.dataset_dir = self.root / "dpo_dataset"
         self.train_rows = self.dataset_dir / "train.jsonl"
@@ -63,6 +64,14 @@ class RunPaths:
     def shares_of_traces(self) -> list[Path]:
         """The files of all processes, also of an earlier call that was killed."""
         return sorted(self.pairs_dir.glob("traces.*.jsonl"))
+
+    def traces_of_protocol(self, protocol: str) -> Path:
+        """What a protocol made of the bake-off's drafts."""
+        return self.bakeoff_dir / f"{protocol.replace('/', '-')}.jsonl"
+
+    def reports_of(self, file: Path) -> Path:
+        """Where the page and the pictures of a pairs file from elsewhere go."""
+        return self.reports / file.name.split(".")[0]
 
     def picture(self, name: str) -> Path:
         """reports/NAME.png"""

@@ -121,7 +121,7 @@ def seal_evaluation(workspace, verdict="better"):
     rows = [response(number) for number in range(10)]
     write_jsonl(workspace.responses, (row.model_dump() for row in rows))
     overall, by_category = compare(rows), compare_by_category(rows)
-    save_evaluation_plot(overall, by_category, workspace.reports)
+    save_evaluation_plot(overall, by_category, workspace.picture("refusals"))
     judgement = Judgement(verdict=verdict, reason="it wins often")
     report = EvaluateReport(
         scorer="a scorer",

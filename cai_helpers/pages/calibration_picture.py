@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def save_calibration_plot(calibration: Calibration, folder: Path) -> Path:
-    return canvas.save(calibration_figure(calibration), folder / "calibration.png")
+def save_calibration_plot(calibration: Calibration, path: Path) -> Path:
+    return canvas.save(calibration_figure(calibration), path)
 
 
 def calibration_figure(calibration: Calibration) -> Figure:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def save_evaluation_plot(overall: Comparison, by_category: dict[str, Comparison], folder: Path) -> Path:
-    return canvas.save(evaluation(overall, by_category), folder / "refusals.png")
+def save_evaluation_plot(overall: Comparison, by_category: dict[str, Comparison], path: Path) -> Path:
+    return canvas.save(evaluation(overall, by_category), path)
 
 
 def evaluation(overall: Comparison, by_category: dict[str, Comparison]) -> Figure:

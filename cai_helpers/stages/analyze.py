@@ -63,7 +63,7 @@ def analyze_pairs(settings: Settings, workspace: Workspace, file: Path | None = 
         CaiError: there are no scored pairs, or a row is malformed; the message names it.
     """
     if file is not None:
-        folder = workspace.reports / file.name.split(".")[0]
+        folder = workspace.reports_of(file)
         return _analyze(settings, workspace, file, folder, None, None)
     source = workspace.require(workspace.pairs, made_by="score")
     fingerprint = {

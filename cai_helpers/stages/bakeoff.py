@@ -145,10 +145,9 @@ def _make_rows(
     settings: Settings, workspace: Workspace, prompts: list[Prompt], protocols: dict[str, Protocol]
 ) -> dict[str, _Judged]:
     """The traces of every protocol; nothing is loaded when all are on disk."""
-    folder = workspace.bakeoff_dir
     ordered = sorted(prompts, key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
-    drafts = JsonlStore(folder / "drafts.jsonl")
-    stores = {name: JsonlStore(folder / f"{name.replace('/', '-')}.jsonl") for name in protocols}
+    drafts = JsonlStore(workspace.bakeoff_drafts)
+    stores = {name: JsonlStore(workspace.traces_of_protocol(name)) for name in protocols}
     wanted = {prompt.id for prompt in prompts}
     if any(wanted - store.ids() for store in (drafts, *stores.values())):
         _try_scorer(settings, workspace)

@@ -93,7 +93,7 @@ def calibrate_scorer(settings: Settings, workspace: Workspace, gold: str | None 
         seconds=time.monotonic() - started,
     )
     write_json(workspace.calibration, report.model_dump(mode="json"))
-    picture = save_calibration_plot(report.calibration, workspace.reports)
+    picture = save_calibration_plot(report.calibration, workspace.picture("calibration"))
     workspace.note_metrics("calibrate", report)
     workspace.seal("calibrate", fingerprint, [workspace.calibration, picture], report)
     return report

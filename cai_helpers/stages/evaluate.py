@@ -113,7 +113,7 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     write_jsonl(workspace.responses, (response.model_dump() for response in responses))
     report = _report(settings, responses, notes, generated, time.monotonic() - started)
     report = report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
-    picture = save_evaluation_plot(report.overall, report.by_category, workspace.reports)
+    picture = save_evaluation_plot(report.overall, report.by_category, workspace.picture("refusals"))
     workspace.note_metrics("evaluate", report)
     workspace.seal("evaluate", fingerprint, [workspace.responses, picture], report)
     return report
