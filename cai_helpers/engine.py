@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 MOST_SLOTS = 128  # beyond it the arithmetic of a step grows as fast as the rows
 _STEPS = 8  # between two looks: looking waits for the device, and an ended row idles for half as many
 _PREFILL_TOKENS = 1024  # read at once, padding included: enough to keep a GPU busy, little enough to need no plan
+_WAITS_FOR = 8  # prompts are read as soon as one slot in so many is empty
 _MULTIPLE = 32  # prompts are padded to one of it, so that few graphs serve all lengths
 _SHARE = 0.8  # of the free memory that slots may fill; the rest is the allocator's and the CUDA context's
 
@@ -152,29 +153,28 @@ class SlotEngine:
     def _admit(self, rows: deque[Row]) -> bool:
         """Read pending prompts into empty slots; whether any row is under way.
 
-        In mini-batches of equal shape: they wait until there are slots for a whole one, unless nothing else is to do.
+        Mini-batches wait until there are slots for a whole one: reading a few prompts takes as long as reading many.
         """
         while rows and rows[0].length <= self._capacity:
             empty = [slot for slot, row in enumerate(self._rows) if row is None]
-            width, size = self._shape(rows[0])
-            group = min(size, len(rows), self._slots)
-            if len(empty) < group:
+            width = len(rows[0].prompt) - 1  # the last token is read by the first step
+            if self._graphs.capture:  # one graph a shape
+                width = -(-width // _MULTIPLE) * _MULTIPLE
+            most = max(1, _PREFILL_TOKENS // max(width, 1))
+            enough = max(1, min(most, self._slots // _WAITS_FOR))
+            if len(empty) < min(enough, len(rows)):
                 break
+            most = min(enough if self._graphs.capture else most, len(empty))
             taken = []
-            while rows and len(taken) < group and len(rows[0].prompt) <= width + 1 and rows[0].length <= self._capacity:
+            while len(taken) < most and rows and len(rows[0].prompt) <= width + 1 and rows[0].length <= self._capacity:
                 taken.append(rows.popleft())
             slots = empty[: len(taken)]
             for slot, row in zip(slots, taken, strict=True):
                 self._rows[slot], self._left[slot] = row, row.sampling.max_new_tokens
             self._place(slots, taken)
             if width:
-                self._prefill(slots, width, size)
+                self._prefill(slots, width, enough if self._graphs.capture else len(slots))
         return bool(self.under_way())
-
-    def _shape(self, row: Row) -> tuple[int, int]:
-        """(tokens, rows) of the mini-batch that reads `row`. All but the prompt's last token, which the first step reads."""
-        width = -(-(len(row.prompt) - 1) // _MULTIPLE) * _MULTIPLE
-        return width, max(1, min(_PREFILL_TOKENS // max(width, 1), self._slots // 8))
 
     @torch.no_grad()
     def _place(self, slots: list[int], rows: list[Row]) -> None:
@@ -300,11 +300,11 @@ class _Graphs:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._capture = device.type == "cuda"
+        self.capture = device.type == "cuda"
         self._graphs: dict[object, torch.cuda.CUDAGraph | None] = {}  # None: called once
         self._inputs: dict[object, torch.Tensor] = {}
-        self._side = torch.cuda.Stream(device) if self._capture else None
-        self._pool = torch.cuda.graph_pool_handle() if self._capture else None
+        self._side = torch.cuda.Stream(device) if self.capture else None
+        self._pool = torch.cuda.graph_pool_handle() if self.capture else None
 
     def input(self, name: object, values: list[int]) -> torch.Tensor:
         """The tensor that the graph `name` reads, with `values` in it."""
@@ -314,14 +314,14 @@ class _Graphs:
         return self._inputs[name].copy_(new)
 
     def call(self, name: object, function: Callable[[], None]) -> None:
-        if not self._capture:
+        if not self.capture:
             function()
         elif name not in self._graphs:
             self._warm_up(function)
             self._graphs[name] = None
         else:
             if self._graphs[name] is None:
-                self._graphs[name] = self._captured(function)
+                self._graphs[name] = self.captured(function)
             if (graph := self._graphs[name]) is None:
                 function()
             else:
@@ -345,6 +345,6 @@ class _Graphs:
             if is_out_of_memory(error) or (isinstance(cause, RuntimeError) and is_out_of_memory(cause)):
                 raise RuntimeError("out of memory while a CUDA graph was captured") from error
             tqdm.write(f"generation: no CUDA graph on this machine ({str(error).splitlines()[0]}); slower, same rows")
-            self._capture = False
+            self.capture = False
             return None
         return graph
