@@ -85,8 +85,11 @@ def generate_rows(
             on_halved(slots)
             if engine is not None:
                 rows.extendleft(reversed(engine.under_way()))
+            engine = None
+            release_memory()
         engine = None
-        release_memory()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()  # the graphs' memory, for whatever comes next
 
 
 def slots_that_fit(config: PreTrainedConfig, capacity: int, dtype: torch.dtype, machine: Machine) -> int:
