@@ -156,7 +156,7 @@ def test_the_drawn_tokens_follow_the_softmax_after_temperature_and_top_p(llama):
     prompt = make_rows(sampling)[4].prompt
     rows = [Row(number, prompt, row_key(0, str(number)), sampling) for number in range(4000)]
     drawn = torch.tensor([tokens[0] for tokens in run(llama, rows, 400).values()])
-    scores = llama(torch.tensor([prompt])).logits[:, -1]
+    scores = llama(torch.tensor([prompt])).logits[:, -1].double()
     expected = TopPLogitsWarper(0.9)(None, TemperatureLogitsWarper(1.5)(None, scores)).softmax(-1)[0]
     counts = torch.bincount(drawn, minlength=300)
     assert counts[expected == 0].sum() == 0
@@ -170,16 +170,18 @@ def test_the_drawn_tokens_follow_the_softmax_after_temperature_and_top_p(llama):
 def flat() -> PreTrainedModel:
     """A vocabulary of 1,500 tokens with scores so even that 256 of them hold a third of the mass."""
     torch.manual_seed(0)
-    return AutoModelForCausalLM.from_config(
-        LlamaConfig(**SHAPE | {"vocab_size": 1500, "initializer_range": 0.05})
-    ).eval()
+    return (
+        AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE | {"vocab_size": 1500, "initializer_range": 0.05}))
+        .eval()
+        .requires_grad_(False)
+    )
 
 
 def test_top_p_is_exact_where_the_candidates_do_not_reach_it(flat):
     sampling = Sampling(max_new_tokens=1, temperature=1.0, top_p=0.9)
     rows = [Row(number, [5, 6, 7], row_key(0, str(number)), sampling) for number in range(3000)]
     drawn = torch.tensor([tokens[0] for tokens in run(flat, rows, 300, []).values()])
-    scores, order = flat(torch.tensor([[5, 6, 7]])).logits[0, -1].softmax(-1).sort(descending=True)
+    scores, order = flat(torch.tensor([[5, 6, 7]])).logits[0, -1].double().softmax(-1).sort(descending=True)
     kept = int((scores.cumsum(0) - scores < 0.9).sum())
     assert kept > 1000
     place = torch.empty_like(order).scatter_(0, order, torch.arange(1500))[drawn]  # 0 is the likeliest token
