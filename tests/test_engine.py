@@ -160,10 +160,9 @@ def test_the_drawn_tokens_follow_the_softmax_after_temperature_and_top_p(llama):
     expected = TopPLogitsWarper(0.9)(None, TemperatureLogitsWarper(1.5)(None, scores)).softmax(-1)[0]
     counts = torch.bincount(drawn, minlength=300)
     assert counts[expected == 0].sum() == 0
-    likely = expected * 4000 >= 5  # the test's rule of thumb; the others together are one class
-    seen, due = ([*part[likely].tolist(), part[~likely].sum().item()] for part in (counts, expected * 4000))
-    assert likely.sum() > 5
-    assert chisquare(seen, due).pvalue > 0.01
+    assert (expected > 0).sum() > 20
+    assert (expected[expected > 0] * 4000).min() > 5  # as the test asks for
+    assert chisquare(counts[expected > 0], expected[expected > 0] * 4000).pvalue > 0.01
 
 
 @pytest.fixture(scope="module")
