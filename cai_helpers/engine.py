@@ -324,7 +324,7 @@ class _Graphs:
             self._graphs[name] = None
         else:
             if self._graphs[name] is None:
-                self._graphs[name] = self.captured(function)
+                self._graphs[name] = self._captured(function)
             if (graph := self._graphs[name]) is None:
                 function()
             else:
