@@ -293,9 +293,7 @@ def continuously(model: PreTrainedModel, prompts: list[Prompt], sampled: bool, g
         num_blocks=320, max_batch_tokens=1024, use_cuda_graph=graphs, allow_block_sharing=False
     )
     sampler = {"temperature": SAMPLING.temperature, "top_k": 256, "top_p": SAMPLING.top_p} if sampled else {}
-    generation = GenerationConfig(
-        do_sample=sampled, eos_token_id=-1, pad_token_id=0, max_new_tokens=LONGEST, use_cuda_graph=graphs, **sampler
-    )
+    generation = GenerationConfig(do_sample=sampled, eos_token_id=-1, pad_token_id=0, max_new_tokens=LONGEST, **sampler)
     attention, useful, left = model.config._attn_implementation, 0, len(prompts)
     try:
         with model.continuous_batching_context_manager(generation, continuous_batching_config=config) as manager:

@@ -287,6 +287,66 @@ def test_models_with_a_window_or_of_an_unknown_kind_are_generated_in_batches_and
     assert capsys.readouterr().out.count(said) == 1
 
 
+class Replayed:
+    """Stands for a CUDA graph: it does again what it was captured with, on the same tensors."""
+
+    def __init__(self, function) -> None:
+        self.replay = function
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch) -> None:
+    """Graphs are captured, as far as a CPU can tell: mini-batches have fixed shapes and are padded into the spare slot."""
+
+    def start(self, device) -> None:
+        self.capture, self._device, self._graphs, self._inputs, self._pool = True, device, {}, {}, None
+
+    monkeypatch.setattr(engine._Graphs, "__init__", start)
+    monkeypatch.setattr(engine._Graphs, "_warm_up", lambda self, function: function())
+
+
+def test_rows_are_the_same_when_steps_and_mini_batches_are_replayed(llama, as_on_a_gpu, monkeypatch):
+    rows = make_rows(Sampling(max_new_tokens=24, temperature=0.9), LENGTHS * 3)
+    monkeypatch.setattr(engine._Graphs, "_captured", lambda self, function: Replayed(function))
+    replayed = run(llama, rows, 24)
+    monkeypatch.undo()
+    assert replayed == run(llama, rows, 24)
+
+
+def test_where_no_graph_can_be_captured_the_steps_are_called_and_it_is_said_once(
+    llama, as_on_a_gpu, monkeypatch, capsys
+):
+    rows = make_rows(Sampling(max_new_tokens=24, temperature=0.9))
+
+    def refuse(*arguments, **options):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", refuse)
+    made = run(llama, rows, 4)
+    said = capsys.readouterr().out
+    monkeypatch.undo()
+    assert made == run(llama, rows, 4)
+    assert said.splitlines() == [
+        "generation: no CUDA graph on this machine (operation not permitted when stream is capturing); slower, same rows"
+    ]
+
+
+def test_a_graph_that_runs_out_of_memory_halves_the_slots(llama, as_on_a_gpu, monkeypatch):
+    rows, halved = make_rows(Sampling(max_new_tokens=24, temperature=0.9)), []
+
+    def capture(self, function):
+        if not halved:
+            raise RuntimeError("out of memory while a CUDA graph was captured")
+        return Replayed(function)
+
+    monkeypatch.setattr(engine._Graphs, "_captured", capture)
+    made = {row.index: tokens for row, tokens in generate_rows(llama, deque(rows), STOPS, 8, halved.append)}
+    monkeypatch.undo()
+    assert halved == [4]
+    assert made == run(llama, rows, 8)
+
+
 def out_of_memory_above(slots: int, monkeypatch, where: str) -> list[int]:
     """`where` of the engine runs out of memory with more slots than that; the numbers of slots that were tried."""
     tried, original = [], getattr(SlotEngine, where)
