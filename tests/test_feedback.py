@@ -11,7 +11,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.models.endpoint_answers import Alternative, Answer
 from cai_helpers.models.language import load_stage2, load_tokenizer
 from cai_helpers.schema import Completion
-from cai_helpers.scoring import feedback
+from cai_helpers.scoring import feedback, judge
 from cai_helpers.scoring.endpoint_letters import EndpointLetters
 from cai_helpers.scoring.feedback import EVEN, Feedback, LocalLetters, _fork
 from cai_helpers.scoring.judge import PairScores, Question, ResponsePair, judge_pairs
