@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from tqdm.auto import tqdm
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import choose_dtype, this_machine, torch_dtype
@@ -41,13 +44,25 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.format = ChatFormat(tokenizer, model.generation_config)
+        self._said_batches = False
         self._largest_batch: int | None = None  # known to fit, once memory has run out
 
     def generate(
         self, chats: list[Messages], sampling: Sampling, keys: list[str], batch_size: int
     ) -> Iterator[tuple[int, Completion]]:
-        """Longest prompts first, so that running out of memory shows at once; the batch is halved then and stays so."""
+        """Longest prompts first, so that running out of memory shows at once; the batch is halved then and stays so.
+
+        In slots (engine.py) where the model can, which on a GPU are as many as fit; else in batches.
+        """
+        from cai_helpers.models.slot_cache import why_no_slots
+
         texts = [self.render(chat) for chat in chats]
+        if chats and (reason := why_no_slots(self.model)) is None:
+            yield from self._in_slots(texts, sampling, keys, batch_size)
+            return
+        if chats and not self._said_batches:
+            tqdm.write(f"generation: in batches, because this model {reason}")
+            self._said_batches = True
         order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
         size = min(batch_size, self._largest_batch or batch_size)
 
@@ -56,6 +71,22 @@ class LanguageModel:
 
         for indices, completions in in_batches(order, size, complete, self._remember_batch):
             yield from zip(indices, completions, strict=True)
+
+    def _in_slots(
+        self, texts: list[str], sampling: Sampling, keys: list[str], batch_size: int
+    ) -> Iterator[tuple[int, Completion]]:
+        from cai_helpers.models.engine import Row, generate_rows, slots_that_fit
+        from cai_helpers.models.sampling import row_key
+
+        prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        order = sorted(range(len(texts)), key=lambda index: -len(prompts[index]))
+        rows = deque(Row(index, prompts[index], row_key(sampling.seed, keys[index]), sampling) for index in order)
+        slots = batch_size
+        if self.model.device.type == "cuda":
+            slots = slots_that_fit(self.model.config, rows[0].length, self.model.dtype, this_machine())
+        slots = min(slots, self._largest_batch or slots)
+        for row, tokens in generate_rows(self.model, rows, self.format.ends, slots, self._remember_batch):
+            yield row.number, self.format.completion(tokens)
 
     def _remember_batch(self, size: int) -> None:
         self._largest_batch = size
