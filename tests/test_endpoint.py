@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import huggingface_hub.constants
 import pytest
 
 from cai_helpers.errors import CaiError
@@ -93,8 +92,6 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    # conftest sets HF_HUB_OFFLINE, under which huggingface_hub refuses every address, 127.0.0.1 too
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(endpoint, "_FIRST_PAUSE", 0.01)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     with Server() as server:
@@ -426,7 +423,7 @@ def test_a_server_on_this_machine_needs_no_key_and_never_gets_the_hub_token(serv
     monkeypatch.delenv("OPENAI_API_KEY")
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     assert complete(a_generator(server), "a") == {0: "re: a"}
-    assert server.headers[0]["authorization"] == "Bearer no-key-needed"
+    assert "authorization" not in server.headers[0]
 
 
 def a_workspace_of_somebody_else(workspace: Workspace, base_url: str, key_variable: str = "OPENAI_API_KEY") -> str:
@@ -521,7 +518,7 @@ def test_a_server_that_needs_no_key_works_from_the_file_of_settings(server: Serv
     monkeypatch.setenv("HF_TOKEN", "hf_mine")
     file = a_workspace_of_somebody_else(workspace, server.base_url)
     assert complete(EndpointGenerator(load_settings(file).endpoint), "a") == {0: "re: a"}
-    assert server.headers[0]["authorization"] == "Bearer no-key-needed"
+    assert "authorization" not in server.headers[0]
 
 
 def test_an_endpoint_that_sends_the_request_on_does_not_hand_on_the_key(server: Server) -> None:
