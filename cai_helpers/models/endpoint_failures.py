@@ -22,7 +22,9 @@ _TODO = {  # by what the last row failed with
     "HTTP 429": _BUSY,
     "HTTP 503": f"If a model is still being loaded, wait. {_BUSY}",
 }
-_SERVER = "Check that the server is well (its log says why it fails). If it is only overloaded, lower endpoint.concurrency."
+_SERVER = (
+    "Check that the server is well (its log says why it fails). If it is only overloaded, lower endpoint.concurrency."
+)
 
 
 def reason_to_stop(failure: Failure, failures_in_a_row: int, has_answered: bool, settings: Endpoint) -> CaiError | None:

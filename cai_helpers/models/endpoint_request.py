@@ -34,11 +34,11 @@ class EndpointRequests:
 
     def __init__(self, base_url: str, model: str, settings: Endpoint, alternatives: int | None) -> None:
         """alternatives: how many other tokens to ask for at each place, with their log-probabilities."""
+        key = read_key(settings)  # first: it looks at the address, too
         self._url = completions_url(base_url)
         self._model = model
         self._alternatives = alternatives
         self._timeout = settings.timeout
-        key = read_key(settings)
         self._key = None if key is None else SecretStr(key)  # shows as ******* wherever this object is printed
         self._client = _client(base_url, key, settings)
 
