@@ -652,8 +652,10 @@ def test_rows_that_were_answered_before_an_endpoint_fails_for_good_are_kept(serv
     good = "CRITIQUE: It could be kinder.\nREVISION: I am glad to help you with that today."
     replies = {
         "single/short": [answer(good), answer(good), refuse(400), answer(good), refuse(401, "used up")],
-        "two_step/short": [answer("It could be kinder."), answer("I am glad to help you with that today.")]
-        + [answer("KEEP_ORIGINAL"), refuse(400), answer("KEEP_ORIGINAL"), refuse(401, "used up")],
+        "two_step/short": [
+            *(answer("It could be kinder."), answer("I am glad to help you with that today.")),
+            *(answer("KEEP_ORIGINAL"), refuse(400), answer("KEEP_ORIGINAL"), refuse(401, "used up")),
+        ],
     }
     server.reply = then_hang(server, replies[protocol])
     changes = ["generate.critic=api", f"endpoint.base_url={server.base_url}", "endpoint.model=judge", "threads=1"]
@@ -679,9 +681,8 @@ def test_weighings_that_were_answered_before_an_endpoint_fails_for_good_are_kept
     feedback = Feedback(letters, load_constitution(), principles=1, seed=0)
     weighed = []
     with pytest.raises(CaiError, match="refuses the key"):
-        for index, _ in feedback.iterate([Question(chats(text)[0], ("yes", "no")) for text in "abcd"]):
-            weighed.append(index)
-    assert weighed == [0, 1]
+        weighed.extend(feedback.iterate([Question(chats(text)[0], ("yes", "no")) for text in "abcd"]))
+    assert [index for index, _ in weighed] == [0, 1]
 
 
 def test_the_command_sends_no_token_for_a_workspace_of_somebody_else(server: Server, workspace, monkeypatch) -> None:

@@ -66,7 +66,9 @@ def from_hub(load: Callable, name: str):
                 f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN."
             ) from error
         if not isinstance(error, (ValueError, RuntimeError)) or any(isinstance(link, HfHubHTTPError) for link in chain):
-            missing = "" if Path(locate(name)).exists() else f"There is no folder {name} here, and as a name on the Hub: "
+            missing = (
+                "" if Path(locate(name)).exists() else f"There is no folder {name} here, and as a name on the Hub: "
+            )
             raise CaiError(
                 f"{missing}{name} could not be loaded: {str(error).splitlines()[0]}",
                 "Check the name or path, and that this machine reaches the Hub.",
@@ -83,10 +85,9 @@ def _require_path(name: str) -> None:
     if not _is_path(name) or path.exists():
         return
     if name.startswith(EMBEDDED):
-        raise CaiError(
-            f"There is no embedded model {name}.",
-            f"There is {', '.join(sorted(f'{EMBEDDED}{item.name}' for item in path.parent.iterdir() if item.is_dir()))}.",
-        )
+        embedded = sorted(file.parent.name for file in Path(locate(f"{EMBEDDED}.")).glob("*/*config.json"))
+        known = ", ".join(EMBEDDED + model for model in dict.fromkeys(embedded))
+        raise CaiError(f"There is no embedded model {name}.", f"Take one of {known}.")
     missing = next(folder for folder in (*reversed(path.parents), path) if not folder.exists())
     raise CaiError(
         f"There is no folder {name}{'' if missing == path else f': its part {missing} is missing already'}.",
