@@ -78,7 +78,7 @@ class GumbelNucleus(LogitsProcessor):
         self._prompt_length = prompt_length
         self._row_keys = torch.tensor([_row_key(sampling.seed, key) for key in keys]).unsqueeze(1)  # (rows, 1)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         values, tokens = scores.float().topk(min(_CANDIDATES, scores.shape[-1]), dim=-1)
         log_probabilities = torch.log_softmax(values / self._sampling.temperature, dim=-1)
         before = log_probabilities.exp().cumsum(-1) - log_probabilities.exp()  # mass of the likelier tokens
