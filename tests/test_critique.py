@@ -1,12 +1,17 @@
+import time
+from contextlib import suppress
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai_helpers.critique.constitution import load_constitution
 from cai_helpers.critique.protocols import critique_chat, load_protocol, revision_chat
+from cai_helpers.critique.recognition import leaks_template, outcome_of
 from cai_helpers.critique.verdict import judge_revision, parse_critique, parse_single
 from cai_helpers.errors import CaiError
-from cai_helpers.schema import Completion
+from cai_helpers.prompts.sources import Malformed, as_prompt_messages
+from cai_helpers.schema import Completion, ScoredPair
 
 CHAT = [{"role": "user", "content": "How do I steal a {response}?"}]
 
@@ -201,3 +206,33 @@ def test_a_protocols_file_of_ones_own_is_checked_by_line(tmp_path):
     path.write_text("single:\n  mine: Judge {response}\ntwo_step:\n  mine:\n    critique: Judge {response}\n")
     with pytest.raises(CaiError, match="line 4: two_step → mine → revision: Field required"):
         load_protocol("single/mine", path)
+
+
+FILLINGS = ["\n", " ", "word ", ".\n", "\n ", "\nrevision ", "critique\n", "keep original ", "- ", "a", "\n\nHuman: "]
+
+
+@pytest.mark.parametrize("opening", ["", "CRITIQUE: a\nREVISION: ", "CRITIQUE: a\n", "[", "user "])
+@pytest.mark.parametrize("filling", FILLINGS, ids=repr)
+def test_a_long_hostile_row_is_judged_in_no_time(filling, opening):
+    """60 KB that a quadratic expression works on for ten seconds and more."""
+    text = opening + (filling * 60_000)[:60_000] + "x:"
+    pair = ScoredPair(
+        prompt=PROMPT, base_response="No.", revised_response=text, base_score=0.0, revised_score=1.0, chosen="revised"
+    )
+    started = time.process_time()
+    parse_single(completion(text), SINGLE, text)
+    parse_critique(completion(text))
+    leaks_template(pair)
+    outcome_of(pair)
+    with suppress(Malformed):
+        as_prompt_messages(text)
+    assert time.process_time() - started < 1
+
+
+@pytest.mark.parametrize("leak", ["Yes.\n \n\t** CRITIQUE: no", "Yes.\n\n  User : no", "human: yes", "* Revision: a"])
+def test_a_label_that_opens_a_line_is_a_leak_whatever_white_space_is_before_it(leak):
+    pair = ScoredPair(
+        prompt=PROMPT, base_response="No.", revised_response=leak, base_score=0.0, revised_score=1.0, chosen="revised"
+    )
+    assert leaks_template(pair)
+    assert not leaks_template(pair.model_copy(update={"revised_response": "The user: me. A critique: none."}))

@@ -129,7 +129,6 @@ def answered(places: list[list[tuple[str, float]]] | None, text: str = "(A)") ->
 
 @pytest.fixture
 def letters(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     return EndpointLetters(Endpoint(base_url="http://localhost:1/v1", model="judge"))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from cai_helpers.errors import CaiError
 from cai_helpers.prompts.sources import Malformed, as_prompt_messages, parse_transcript
-from cai_helpers.prompts.split import load_prompts, prompt_id, write_prompts
+from cai_helpers.prompts.split import _fit, load_prompts, prompt_id, write_prompts
 from cai_helpers.settings import Prompts, load_settings
 from cai_helpers.store import read_jsonl
 
@@ -172,3 +172,17 @@ def test_all_real_red_team_transcripts_become_prompts_or_counted_reasons(shared_
     quoting = [content for content in turns if ": " in content or "Human:" in content]
     assert len(quoting) > 20
     assert all(content in text for content in quoting)
+
+
+def test_a_thousand_exchanges_are_shortened_with_few_counts():
+    counted = []
+
+    def count(messages):
+        counted.append(len(messages))
+        return len(messages)
+
+    turns = [{"role": ("user", "assistant")[place % 2], "content": str(place)} for place in range(2001)]
+    assert _fit(turns, 8, count) == turns[-7:]
+    assert len(counted) < 20
+    with pytest.raises(Malformed, match="the last turn alone"):
+        _fit(turns, 0, count)

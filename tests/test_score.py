@@ -2,6 +2,7 @@ import statistics
 
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -226,3 +227,101 @@ def test_the_identity_of_a_scorer_names_all_that_its_scores_depend_on():
     assert "-1·P(bad)" in names[1]
     assert "other/reward, pair input, 256 tokens" in names[2]
     assert scorer_identity(load_settings("smoke", ["score.batch_size=3"])) == names[0]
+
+
+TEMPLATE = (
+    "<s>{% for m in messages %}{{ m.role[0] }} {{ m.content }}</s>{% endfor %}"  # closes each turn with the end token
+)
+OPEN_TEMPLATE = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}"  # ends on the answer's own words
+SIZE = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "num_labels": 1}
+DECODERS = {
+    "llama": ("Llama", SIZE),
+    "qwen2": ("Qwen2", SIZE | {"num_key_value_heads": 2}),
+    "qwen3": ("Qwen3", SIZE | {"num_key_value_heads": 2, "head_dim": 8}),
+    "gemma": ("Gemma", SIZE | {"num_key_value_heads": 2, "head_dim": 8}),
+    "gpt2": ("GPT2", {"n_embd": 16, "n_layer": 1, "n_head": 2, "num_labels": 1}),
+}
+
+
+def chat_tokenizer(template: str, pad: str | None) -> PreTrainedTokenizerFast:
+    vocabulary = ["[PAD]", "[UNK]", "<s>", "</s>", *"abcdefghu"]
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(vocabulary)}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 2)])  # one more <s>
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, unk_token="[UNK]", bos_token="<s>", eos_token="</s>", pad_token=pad
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def chat_model(family: str, pad_token_id: int | None):
+    name, size = DECODERS[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(vocab_size=13, **size)
+    config.pad_token_id = pad_token_id
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight)  # scores that tell positions apart, the same ones whatever is padding
+    return model
+
+
+CONVERSATIONS = [(ask("a b c d e f"), "g h a b c"), (ask("a"), "b"), (ask("c d"), "e f")]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, OPEN_TEMPLATE], ids=["closed", "open"])
+@pytest.mark.parametrize("tokenizer_pad", ["[PAD]", "</s>", None])
+@pytest.mark.parametrize("config_pad", [None, -1, 1])
+@pytest.mark.parametrize("family", DECODERS)
+def test_a_chat_reward_model_reads_the_end_of_each_text_whatever_pads_it(family, config_pad, tokenizer_pad, template):
+    """Expected is what the model says of each text by itself, read at its very last token."""
+    tokenizer, model = chat_tokenizer(template, tokenizer_pad), chat_model(family, None)
+    expected = []
+    for messages, response in CONVERSATIONS:
+        text = tokenizer.apply_chat_template([*messages, {"role": "assistant", "content": response}], tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        with torch.inference_mode():
+            expected.append(model(ids).logits[0, 0].item())
+    source = RewardSource(model="small", input="chat")
+    reward_model = RewardModel(chat_model(family, config_pad), tokenizer, source, batch_size=3)
+    assert reward_model(CONVERSATIONS) == pytest.approx(expected, abs=1e-5)
+    reward_model.require_same_in_a_batch()
+
+
+def test_a_deberta_is_scored_alike_alone_and_in_a_batch(classifier):
+    torch.manual_seed(0)
+    config = transformers.DebertaV2Config(vocab_size=len(WORDS), position_buckets=8, relative_attention=True, **SIZE)
+    reward_model = RewardModel(
+        transformers.DebertaV2ForSequenceClassification(config), classifier[1], RewardSource(model="small"), 3
+    )
+    alone = [reward_model([pair])[0] for pair in CONVERSATIONS]
+    assert reward_model(CONVERSATIONS) == pytest.approx(alone, abs=1e-5)
+    reward_model.require_same_in_a_batch()
+
+
+def test_a_model_whose_scores_depend_on_the_padding_is_refused():
+    class ReadsTheLastPlace(transformers.LlamaForSequenceClassification):
+        def forward(self, input_ids, attention_mask):
+            logits = self.score(self.model(input_ids).last_hidden_state)[:, -1]
+            return transformers.modeling_outputs.SequenceClassifierOutput(logits=logits)
+
+    model = ReadsTheLastPlace(chat_model("llama", None).config)
+    torch.nn.init.normal_(model.score.weight)
+    reward_model = RewardModel(
+        model, chat_tokenizer(TEMPLATE, "[PAD]"), RewardSource(model="small", input="chat"), batch_size=2
+    )
+    with pytest.raises(CaiError, match="to a text alone and .* beside a longer one"):
+        reward_model.require_same_in_a_batch()
+
+
+def test_a_chat_is_encoded_with_one_beginning_and_without_thinking():
+    template = "<s>{% if enable_thinking is not defined or enable_thinking %} h {% endif %}" + TEMPLATE[3:]
+    reward_model = RewardModel(
+        chat_model("qwen3", None), chat_tokenizer(template, "[PAD]"), RewardSource(model="small", input="chat"), 1
+    )
+    ids = reward_model._encode(ask("a"), "b").ids
+    assert classifier_words(ids) == ["<s>", "u", "a", "</s>", "a", "b", "</s>"]
+
+
+def classifier_words(ids: list[int]) -> list[str]:
+    return chat_tokenizer(TEMPLATE, None).convert_ids_to_tokens(ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,6 +10,7 @@ from cai_helpers.contents import file_hash
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
 from cai_helpers.critique.protocols import Protocol, critique_chat, load_protocol, revision_chat
 from cai_helpers.critique.verdict import Verdict, judge_revision, parse_critique, parse_single
+from cai_helpers.errors import CaiError
 from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.models.hub import identity, locate
 from cai_helpers.models.language import Generator, load_stage2
@@ -78,48 +80,50 @@ def trace_basis(settings: Settings) -> Fingerprint:
     }
 
 
-def make_traces(critic: Critic, prompts: list[Prompt]) -> list[Trace]:
-    """Draft, critique and revise `prompts` together: one batch of work, what is lost when the process is killed.
+def make_traces(critic: Critic, prompts: list[Prompt]) -> Iterator[Trace]:
+    """Draft, critique and revise `prompts` together: one batch of work. Traces come as they are done.
 
     A prompt whose endpoint request failed has no trace; it is to be tried again later.
+
+    Raises:
+        CaiError: the endpoint failed for good; what it had answered came before.
     """
-    return criticise(critic, make_drafts(critic, prompts))
+    yield from criticise(critic, make_drafts(critic, prompts))
 
 
-def criticise(critic: Critic, drafts: list[Draft]) -> list[Trace]:
+def criticise(critic: Critic, drafts: list[Draft]) -> Iterator[Trace]:
     """Critique and revise drafts, whichever protocol they were made under: they do not depend on it.
 
     A draft whose endpoint request failed has no trace.
+
+    Raises:
+        CaiError: the endpoint failed for good; what it had answered came before.
     """
     chats = [
         critique_chat(critic.protocol, draft.prompt.messages, draft.completion.text, draft.principles)
         for draft in drafts
     ]
     outputs = _ask_critic(critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts])
-    answered = [(draft, output) for draft, output in zip(drafts, outputs, strict=True) if output is not None]
     if critic.protocol.revision is not None:
-        return _revise(critic, answered)
-    return [
-        _trace(critic, draft, [output], parse_single(output, critic.protocol, draft.question))
-        for draft, output in answered
-    ]
+        yield from _revise(critic, ((drafts[index], output) for index, output in outputs))
+        return
+    for index, output in outputs:
+        draft = drafts[index]
+        yield _trace(critic, draft, [output], parse_single(output, critic.protocol, draft.question))
 
 
 def make_drafts(critic: Critic, prompts: list[Prompt]) -> list[Draft]:
     """Each prompt's first answer, with the principles that the critic is shown for it."""
     settings = critic.settings.generate
-    completions = _complete(
-        critic.drafter,
-        [prompt.messages for prompt in prompts],
-        [f"{prompt.id}/draft" for prompt in prompts],
-        _sampling(critic, settings.draft_tokens),
-        settings.batch_size,
+    completions = in_order(
+        critic.drafter.generate(
+            [prompt.messages for prompt in prompts],
+            _sampling(critic, settings.draft_tokens),
+            [f"{prompt.id}/draft" for prompt in prompts],
+            settings.batch_size,
+        )
     )
-    return [
-        draft_of(critic, prompt, completion)
-        for prompt, completion in zip(prompts, completions, strict=True)
-        if completion is not None
-    ]
+    return [draft_of(critic, prompts[index], completion) for index, completion in completions]
 
 
 def draft_of(critic: Critic, prompt: Prompt, completion: Completion) -> Draft:
@@ -133,38 +137,49 @@ def _principles(critic: Critic, prompt: Prompt, draft: str) -> list[Principle]:
     return select_principles(critic.constitution, prompt.id, text, settings.seed, settings.generate.most_principles)
 
 
-def _revise(critic: Critic, criticised: list[tuple[Draft, Completion]]) -> list[Trace]:
+def _revise(critic: Critic, criticised: Iterable[tuple[Draft, Completion]]) -> Iterator[Trace]:
     """Second call of a two-call protocol, for the rows whose critique did not settle them."""
-    verdicts = [parse_critique(output) for _, output in criticised]
-    traces = [
-        _trace(critic, draft, [output], verdict)
-        for (draft, output), verdict in zip(criticised, verdicts, strict=True)
-        if verdict is not None
-    ]
-    open_rows = [row for row, verdict in zip(criticised, verdicts, strict=True) if verdict is None]
+    open_rows: list[tuple[Draft, Completion]] = []
+    for draft, output in criticised:
+        if (verdict := parse_critique(output)) is not None:
+            yield _trace(critic, draft, [output], verdict)
+        else:
+            open_rows.append((draft, output))
+    assert critic.protocol.revision is not None, "whoever calls this has asked"
     chats = [
         revision_chat(critic.protocol, draft.prompt.messages, draft.completion.text, output.text)
         for draft, output in open_rows
     ]
     revisions = _ask_critic(critic, chats, [f"{draft.prompt.id}/revision" for draft, _ in open_rows])
-    for (draft, output), revision in zip(open_rows, revisions, strict=True):
-        if revision is not None:
-            verdict = judge_revision(output.text, revision, critic.protocol, draft.question)
-            traces.append(_trace(critic, draft, [output, revision], verdict))
-    return traces
+    for index, revision in revisions:
+        draft, output = open_rows[index]
+        verdict = judge_revision(output.text, revision, critic.protocol, draft.question)
+        yield _trace(critic, draft, [output, revision], verdict)
 
 
-def _ask_critic(critic: Critic, chats: list[Messages], keys: list[str]) -> list[Completion | None]:
+def _ask_critic(critic: Critic, chats: list[Messages], keys: list[str]) -> Iterator[tuple[int, Completion]]:
     settings = critic.settings.generate
-    return _complete(critic.critic, chats, keys, _sampling(critic, settings.critic_tokens), settings.batch_size)
+    sampling = _sampling(critic, settings.critic_tokens)
+    return in_order(critic.critic.generate(chats, sampling, keys, settings.batch_size))
 
 
-def _complete(
-    generator: Generator, chats: list[Messages], keys: list[str], sampling: Sampling, batch_size: int
-) -> list[Completion | None]:
-    """In the order of `chats`; None where the generator gave nothing."""
-    completions = dict(generator.generate(chats, sampling, keys, batch_size))
-    return [completions.get(index) for index in range(len(chats))]
+def in_order(rows: Iterator[tuple[int, Completion]]) -> Iterator[tuple[int, Completion]]:
+    """The rows of a Generator by index, each as soon as those before it are there, so that files do not depend on haste.
+
+    Rows that wait for one that never comes follow at the end, also where that is an error.
+    """
+    waiting: dict[int, Completion] = {}
+    following = 0
+    try:
+        for index, completion in rows:
+            waiting[index] = completion
+            while following in waiting:
+                yield following, waiting.pop(following)
+                following += 1
+    except (CaiError, KeyboardInterrupt):  # what was paid for is kept
+        yield from sorted(waiting.items())
+        raise
+    yield from sorted(waiting.items())
 
 
 def _sampling(critic: Critic, max_new_tokens: int) -> Sampling:

@@ -128,5 +128,6 @@ def require_protocol(choice: Choice) -> str:
 
 def told_from_chance(decided: int) -> float | None:
     """The lowest share of wins among so many decided pairs that is beyond chance; None: not even all of them are."""
-    shares = (wins / decided for wins in range(decided + 1) if proportion(wins, decided).low > 0.5)
+    intervals = ((wins, proportion(wins, decided)) for wins in range(decided + 1))
+    shares = (wins / decided for wins, interval in intervals if interval is not None and interval.low > 0.5)
     return next(shares, None) if decided else None

@@ -129,6 +129,7 @@ def _demonstrated_critique(protocol: Protocol, demonstration: Demonstration) -> 
 
 
 def _demonstrated_revision(protocol: Protocol, demonstration: Demonstration) -> Messages:
+    assert protocol.revision is not None, "revision_chat has looked"
     question = _ask(
         protocol.revision,
         conversation=demonstration.conversation,

@@ -12,16 +12,17 @@ from cai_helpers.critique.verdict import fault_of_text, opens_as_meta_commentary
 from cai_helpers.prompts.sources import Malformed, as_prompt_messages
 from cai_helpers.schema import ScoredPair
 
+# What opens a line is looked for in that line alone: over line ends, a text of newlines takes quadratic time.
 # Text of the critic's prompt, of chat templates or of transcripts, which no answer to a user holds.
 _LEAK = re.compile(
     r"""
-    (?:^|\n)\W*(?:critique|revision|revised\sresponse)\W*:
+    ^[^\w\n]*(?:critique|revision|revised\sresponse)\W*:
   | KEEP_ORIGINAL
   | \[/?(?:CONVERSATION|RESPONSE|PRINCIPLES|CRITIQUE|INST)\]
   | </?(?:start_of_turn|end_of_turn|bos|eos|s)> | <\|[a-z_]+\|>
-  | (?:^|\n)\s*(?:human|user|assistant)\s*:
+  | ^[^\S\n]*(?:human|user|assistant)\s*:
     """,
-    re.IGNORECASE | re.VERBOSE,
+    re.IGNORECASE | re.VERBOSE | re.MULTILINE,
 )
 
 # One of them stands in every leak; looking for them first is ten times as fast as the expression.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from cai_helpers.errors import CaiError
-from cai_helpers.schema import Completion, Messages
+from cai_helpers.schema import Completion, Message, Messages
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
@@ -53,6 +53,10 @@ class ChatFormat:
         """The text that the model continues with its answer."""
         return _rendered(self.tokenizer, self.fold(chat), add_generation_prompt=True)
 
+    def render_answered(self, chat: Messages) -> str:
+        """The text of a conversation that ends on an answer."""
+        return _rendered(self.tokenizer, self.fold(chat))
+
     def count_tokens(self, chat: Messages) -> int:
         return len(self.tokenizer(self.render(chat), add_special_tokens=False)["input_ids"])
 
@@ -80,7 +84,7 @@ class ChatFormat:
         Raises:
             CaiError: it is not, under this template.
         """
-        question = [{"role": "user", "content": "a"}]
+        question: Messages = [{"role": "user", "content": "a"}]
         before, whole = self.render(question), _rendered(self.tokenizer, [*question, _answer()])
         if not whole.startswith(before):
             raise CaiError(
@@ -91,16 +95,16 @@ class ChatFormat:
 
     def line(self) -> str:
         """What was found, for a person."""
-        question = [{"role": "user", "content": "a"}]
+        question: Messages = [{"role": "user", "content": "a"}]
         thinking = self.tokenizer.apply_chat_template(
             question, tokenize=False, add_generation_prompt=True, enable_thinking=True
         )
-        found = [
+        findings = [
             f"answers end at {self.readable_ends()}",
             "system turns are written as such" if self.accepts_system else "system turns go in front of the question",
             *(["thinking is switched off"] if thinking != self.render(question) else []),
         ]
-        return "; ".join(found)
+        return "; ".join(findings)
 
     def readable_ends(self) -> str:
         """The end tokens as they are written, "<eos>, <end_of_turn>"."""
@@ -111,7 +115,7 @@ def accepts_system(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the chat template writes a system turn. Gemma's raises, others leave it out without a word."""
     from jinja2 import TemplateError
 
-    chat = [{"role": "system", "content": _WORD}, {"role": "user", "content": "b"}]
+    chat: Messages = [{"role": "system", "content": _WORD}, {"role": "user", "content": "b"}]
     try:
         return _WORD in _rendered(tokenizer, chat)
     except TemplateError:
@@ -122,7 +126,7 @@ def fold_system(chat: Messages) -> Messages:
     """A system turn put in front of the first user turn, for templates without a system role."""
     if not chat or chat[0]["role"] != "system":
         return chat
-    first = {"role": "user", "content": f"{chat[0]['content']}\n\n{chat[1]['content']}"}
+    first: Message = {"role": "user", "content": f"{chat[0]['content']}\n\n{chat[1]['content']}"}
     return [first, *chat[2:]]
 
 
@@ -151,7 +155,7 @@ def closing_token(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return None if closing is None else added[closing]
 
 
-def _answer() -> dict[str, str]:
+def _answer() -> Message:
     return {"role": "assistant", "content": _WORD}
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple
@@ -9,6 +13,8 @@ from typing import Any, NamedTuple
 from cai_helpers.schema import Completion
 
 _CUT_OFF = ("length", "max_tokens", "content_filter")  # the text did not end by itself
+_TITLE = re.compile(r"<title[^<>]{0,200}>([^<]*)", re.IGNORECASE)
+_SAYING = ("error", "errors", "message", "detail", "msg", "error_description")  # where the words of a refusal stand
 
 
 class Alternative(NamedTuple):
@@ -31,59 +37,113 @@ class Failure(NamedTuple):
     retry_after: float | None = None  # seconds that the endpoint asks to wait
 
 
-def read_answer(output: Any) -> Answer:
+def read_response(status: int, headers: Mapping[str, str], body: bytes) -> Answer | Failure:
+    """What came back over HTTP; headers: names in lower case, or a mapping that does not tell cases apart."""
+    if not 200 <= status < 300:
+        return _refusal(status, words(headers, body), headers)
+    if _is_web_page(headers, body):  # of a network that wants a login first, or of another server
+        return Failure("web page", words(headers, body), may_pass=True)
+    try:
+        answer = json.loads(body)
+        if (error := _own_error(answer)) is not None:
+            return _refusal(error, _said(answer), headers)
+        return read_answer(answer)
+    except (ValueError, RecursionError) as error:
+        return Failure("malformed answer", str(error), may_pass=False)
+
+
+def read_answer(answer: Any) -> Answer:
     """
     Raises:
-        ValueError: it is no chat completion. (huggingface_hub makes None of any field that is missing.)
+        ValueError: it is no chat completion.
     """
-    choices = output.choices
-    if not isinstance(choices, list) or not choices or not hasattr(choices[0], "message"):
-        raise ValueError(f"no choices in the answer: {getattr(output, 'error', None) or output}")
-    text = getattr(choices[0].message, "content", 0)
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if choice is None or not isinstance(message, dict):
+        raise ValueError(f"no choices in the answer: {_said(answer) or answer}")
+    text = message.get("content", 0)
     if text is not None and not isinstance(text, str):  # null: all tokens went into reasoning, or a filter took it
-        raise ValueError(f"no text in the answer: {choices[0].message}")
-    tokens, input_tokens = (_tokens(output.usage, name) for name in ("completion_tokens", "prompt_tokens"))
-    finish = "length" if choices[0].finish_reason in _CUT_OFF else "stop"
+        raise ValueError(f"no text in the answer: {message}")
+    tokens, input_tokens = (_tokens(answer.get("usage"), name) for name in ("completion_tokens", "prompt_tokens"))
+    finish = "length" if choice.get("finish_reason") in _CUT_OFF else "stop"
     completion = Completion(text=(text or "").strip(), tokens=tokens or 0, finish=finish)
     metered = tokens is not None and input_tokens is not None
-    return Answer(completion, input_tokens or 0, metered, _alternatives(choices[0]))
+    return Answer(completion, input_tokens or 0, metered, _alternatives(choice.get("logprobs")))
 
 
-def _alternatives(choice: Any) -> list[list[Alternative]] | None:
-    places = getattr(getattr(choice, "logprobs", None), "content", None)
-    if not places:
-        return None
-    return [[Alternative(one.token, one.logprob) for one in place.top_logprobs or []] for place in places]
+def words(headers: Mapping[str, str], body: bytes) -> str:
+    """What the endpoint says about its refusal: the message in its JSON, a web page's title, or the text itself."""
+    text = body.decode("utf-8", "replace").strip()
+    if _is_web_page(headers, body):
+        title = _TITLE.search(text)
+        said = " ".join(html.unescape(title[1]).split()) if title else ""
+        return f"a web page titled {said!r}" if said else "a web page"
+    try:
+        return _said(json.loads(text)) or text
+    except (ValueError, RecursionError):
+        return text
 
 
-def _tokens(usage: Any, name: str) -> int | None:
-    value = getattr(usage, name, None)
-    return value if isinstance(value, int) else None
-
-
-def refusal(error: Exception) -> Any | None:
-    """The HTTP answer behind `error`, if there is one.
-
-    An error body that is JSON but no object, such as Gemini's list, makes huggingface_hub itself stumble while it
-    writes its error; the answer then hangs on the error it was handling.
-    """
-    response = getattr(error, "response", None)
-    return response if response is not None else getattr(error.__context__, "response", None)
-
-
-def words(response: Any) -> str:
-    """What the endpoint says about its refusal; a gateway's HTML page says nothing."""
-    return "" if "html" in response.headers.get("content-type", "") else response.text
-
-
-def retry_after(headers: Any) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds from a Retry-After header, which gives them as a number or as a date (RFC 9110, section 10.2.3)."""
     value = headers.get("retry-after", "")
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return max(0.0, seconds) if seconds == seconds else None  # "nan" is a number to Python
     except ValueError:
         pass
     try:
         return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
     except (ValueError, TypeError):  # no date, or one without its time zone
         return None
+
+
+def _refusal(status: int, text: str, headers: Mapping[str, str]) -> Failure:
+    may_pass = status in (408, 425, 429) or status >= 500
+    if 300 <= status < 400:
+        text = f"it sends requests on to {headers.get('location', 'an address that it does not name')}"
+    return Failure(f"HTTP {status}", text, may_pass, status, retry_after(headers))
+
+
+def _own_error(answer: Any) -> int | None:
+    """The status in the body of an answer that HTTP calls a success, as gateways write it: {"error": {"code": 429}}."""
+    error = answer.get("error") if isinstance(answer, dict) else None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else None
+
+
+def _said(content: Any, depth: int = 4) -> str:
+    """The words in an error body: {"error": {"message": …}}, {"error": …}, {"detail": [{"msg": …}]}, a list of such."""
+    if isinstance(content, str):
+        return content.strip()
+    if depth == 0:
+        return ""
+    if isinstance(content, list):
+        return "; ".join(filter(None, (_said(item, depth - 1) for item in content[:3])))
+    if isinstance(content, dict):
+        return next(filter(None, (_said(content[name], depth - 1) for name in _SAYING if name in content)), "")
+    return ""
+
+
+def _is_web_page(headers: Mapping[str, str], body: bytes) -> bool:
+    start = body[:200].lstrip().lower()
+    return "html" in headers.get("content-type", "") or start.startswith((b"<!doctype html", b"<html"))
+
+
+def _tokens(usage: Any, name: str) -> int | None:
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) and value >= 0 else None
+
+
+def _alternatives(logprobs: Any) -> list[list[Alternative]] | None:
+    places = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not places:
+        return None
+    try:
+        return [
+            [Alternative(str(item["token"]), float(item["logprob"])) for item in place.get("top_logprobs") or []]
+            for place in places
+        ]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"log-probabilities of another form: {logprobs}") from error

@@ -15,9 +15,9 @@ EMBEDDED = "embedded:"
 
 
 def locate(name: str) -> str:
-    """A Hub id or folder as it is; "embedded:chat" as the folder inside the package."""
+    """A Hub id or folder as it is, with ~ written out; "embedded:chat" as the folder inside the package."""
     if not name.startswith(EMBEDDED):
-        return name
+        return str(Path(name).expanduser()) if name.startswith("~") else name
     return str(resources.files("cai_helpers") / "assets" / "tiny" / name.removeprefix(EMBEDDED))
 
 
@@ -37,6 +37,7 @@ def from_hub(load: Callable, name: str):
     """
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
+    _require_path(name)
     try:
         with warnings.catch_warnings():
             # transformers warns of a name that peft still uses; the user can do nothing about it
@@ -61,11 +62,39 @@ def from_hub(load: Callable, name: str):
                 f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN."
             ) from error
         if not isinstance(error, (ValueError, RuntimeError)) or any(isinstance(link, HfHubHTTPError) for link in chain):
+            missing = (
+                "" if Path(locate(name)).exists() else f"There is no folder {name} here, and as a name on the Hub: "
+            )
             raise CaiError(
-                f"{name} could not be loaded: {str(error).splitlines()[0]}",
+                f"{missing}{name} could not be loaded: {str(error).splitlines()[0]}",
                 "Check the name or path, and that this machine reaches the Hub.",
             ) from error
         raise
+
+
+def _require_path(name: str) -> None:
+    """
+    Raises:
+        CaiError: `name` can only be a path, and nothing lies there: the Hub would call it a malformed name.
+    """
+    path = Path(locate(name))
+    if not _is_path(name) or path.exists():
+        return
+    if name.startswith(EMBEDDED):
+        embedded = sorted(file.parent.name for file in Path(locate(f"{EMBEDDED}.")).glob("*/*config.json"))
+        known = ", ".join(EMBEDDED + model for model in dict.fromkeys(embedded))
+        raise CaiError(f"There is no embedded model {name}.", f"Take one of {known}.")
+    missing = next(folder for folder in (*reversed(path.parents), path) if not folder.exists())
+    raise CaiError(
+        f"There is no folder {name}{'' if missing == path else f': its part {missing} is missing already'}.",
+        f"Check the path; it is read from {Path.cwd()}. In Colab, mount the Drive first if it lies there. A model on the "
+        "Hub is named by owner and name, such as google/gemma-2b-it.",
+    )
+
+
+def _is_path(name: str) -> bool:
+    """A name on the Hub is NAME or OWNER/NAME, and begins with a letter, a digit or an underscore."""
+    return name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith("/")
 
 
 def transport_error() -> type[Exception]:

@@ -83,7 +83,7 @@ class GumbelNucleus(LogitsProcessor):
         self._prompt_length = prompt_length
         self._row_keys = torch.tensor([row_key(sampling.seed, key) for key in keys]).unsqueeze(1)  # (rows, 1)
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.Tensor:
         self._row_keys = self._row_keys.to(scores.device)
         temperature = torch.full_like(self._row_keys, self._sampling.temperature, dtype=torch.float32)
         top_p = torch.full_like(temperature, self._sampling.top_p)

@@ -9,14 +9,20 @@ from typing import Any, NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import EMBEDDED, from_hub, locate
-from cai_helpers.schema import BENIGN, HARMFUL, Message, Messages
+from cai_helpers.schema import BENIGN, HARMFUL, Message, Messages, Role
 from cai_helpers.settings import Prompts
 from cai_helpers.store import read_jsonl
 
 # Where a conversation stands, in the order of preference. `chosen` and `rejected` end on a response, which is cut off.
 _COLUMNS = ("messages", "conversations", "conversation", "prompt", "chosen", "question", "instruction", "text")
 _TURN = re.compile(r"(?:\A|\n\n)(Human|Assistant): ?")
-_ROLES = {"human": "user", "user": "user", "assistant": "assistant", "gpt": "assistant", "system": "system"}
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+}
 _CATEGORY_OF_NAME = {"harmless": HARMFUL, "red-team": HARMFUL, "helpful": BENIGN}
 
 
@@ -93,7 +99,9 @@ def _read_dataset(source: str, settings: Prompts) -> Iterator[Row]:
     from datasets import load_dataset
 
     for subset in settings.subsets if source.endswith("hh-rlhf") else [None]:
-        dataset = from_hub(lambda subset=subset: load_dataset(source, data_dir=subset, split=settings.split), source)
+        dataset = from_hub(
+            lambda subset=subset: load_dataset(locate(source), data_dir=subset, split=settings.split), source
+        )
         name = f"{source}/{subset}" if subset else source
         for value in dataset:
             yield _row(value, name, name, settings)

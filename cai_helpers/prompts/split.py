@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
@@ -133,7 +134,7 @@ def _pool(source: str, settings: settings_module.Prompts, seed: int, tally: _Tal
         by_source.setdefault(row.source, []).append(prompt)
     for prompts in by_source.values():
         prompts.sort(key=lambda prompt: hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest())
-    return [prompt for one_each in zip_longest(*by_source.values()) for prompt in one_each if prompt is not None]
+    return [prompt for round_of in zip_longest(*by_source.values()) for prompt in round_of if prompt is not None]
 
 
 def _fitting(
@@ -162,11 +163,16 @@ def _fit(messages: Messages, max_tokens: int, count_tokens: Callable[[Messages],
     """Drop the oldest exchange until the prompt fits; a system turn stays."""
     system = [message for message in messages if message["role"] == "system"]
     turns = messages[len(system) :]
-    while count_tokens([*system, *turns]) > max_tokens:
-        if len(turns) < 3:
-            raise Malformed(f"the last turn alone is longer than {max_tokens} tokens")
-        turns = turns[2:]
-    return [*system, *turns]
+    if count_tokens([*system, *turns]) <= max_tokens:
+        return [*system, *turns]
+    exchanges = (len(turns) - 1) // 2  # that can be dropped
+    # by halves: counting after each of a thousand exchanges would take minutes
+    dropped = bisect_left(
+        range(exchanges + 1), True, key=lambda count: count_tokens([*system, *turns[2 * count :]]) <= max_tokens
+    )
+    if dropped > exchanges:
+        raise Malformed(f"the last turn alone is longer than {max_tokens} tokens")
+    return [*system, *turns[2 * dropped :]]
 
 
 def _summary(tally: _Tally, train: list[Prompt], held_out: list[Prompt]) -> PromptSummary:

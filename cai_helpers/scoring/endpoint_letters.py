@@ -48,10 +48,10 @@ class EndpointLetters:
                 "score.by=reward_model.",
             )
         for place in answer.alternatives:
-            found = {letter: _log_sum(place, letter) for letter in "AB"}
-            if max(found.values()) > -math.inf:
-                least = min(one.logprob for one in place)  # a letter that is not listed is rarer than all that are
-                return max(found["A"], least) - max(found["B"], least)
+            a, b = (_log_sum(place, letter) for letter in "AB")
+            if max(a, b) > -math.inf:
+                least = min(token.logprob for token in place)  # a letter that is not listed is rarer than all that are
+                return max(a, least) - max(b, least)
         raise CaiError(
             f"{self._name} answers {answer.completion.text!r} where (A) or (B) was asked for.",
             "Take another endpoint.model, or score.by=reward_model.",
@@ -60,5 +60,5 @@ class EndpointLetters:
 
 def _log_sum(place: list[Alternative], letter: str) -> float:
     """Log-probability of all tokens at this place that are the letter."""
-    total = sum(math.exp(one.logprob) for one in place if one.token.strip(_AROUND) == letter)
+    total = sum(math.exp(token.logprob) for token in place if token.token.strip(_AROUND) == letter)
     return math.log(total) if total > 0 else -math.inf

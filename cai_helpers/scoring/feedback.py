@@ -11,7 +11,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, Protocol
@@ -67,13 +67,20 @@ class Feedback:
         self._bias = 0.0  # sum of the log-odds of the first option, over both orders of each principle
 
     def iterate(self, questions: list[Question]) -> Iterator[tuple[int, tuple[float, float]]]:
+        """Yield (index, scores of both sides) as soon as all answers about a pair are there.
+
+        Raises:
+            CaiError: the model cannot be asked any more; pairs that were weighed to the end came before.
+        """
         for start in range(0, len(questions), _BATCH):
-            batch = questions[start : start + _BATCH]
-            chats = [self._chats(question) for question in batch]
-            odds = dict(self._model.log_odds(list(chain.from_iterable(chats))))
-            answers = iter(odds[place] for place in range(len(odds)))
-            for offset, asked in enumerate(chats):
-                yield start + offset, self._scores(list(islice(answers, len(asked))))
+            asked = [self._chats(question) for question in questions[start : start + _BATCH]]
+            places = [(offset, turn) for offset, chats in enumerate(asked) for turn in range(len(chats))]
+            odds: list[dict[int, float]] = [{} for _ in asked]
+            for place, value in self._model.log_odds(list(chain.from_iterable(asked))):
+                offset, turn = places[place]
+                odds[offset][turn] = value
+                if len(odds[offset]) == len(asked[offset]):
+                    yield start + offset, self._scores([odds[offset][turn] for turn in range(len(asked[offset]))])
 
     def notes(self) -> list[tuple[str, str]]:
         share = proportion(self._first_preferred, self._asked)
@@ -109,10 +116,10 @@ class Feedback:
             [
                 {
                     "role": "user",
-                    "content": _WORDING.format(conversation=conversation, principle=one.text, first=a, second=b),
+                    "content": _WORDING.format(conversation=conversation, principle=rule.text, first=a, second=b),
                 }
             ]
-            for one in self._chosen(conversation)
+            for rule in self._chosen(conversation)
             for a, b in ((first, second), (second, first))
         ]
 
@@ -122,7 +129,7 @@ class Feedback:
         # Efraimidis & Spirakis 2006: the largest u^(1/w) are a weighted sample without replacement
         order = sorted(
             self._constitution.principles,
-            key=lambda one: (not one.relevant_to(text), -(draw.random() ** (1 / one.weight))),
+            key=lambda rule: (not rule.relevant_to(text), -(draw.random() ** (1 / rule.weight))),
         )
         return order[: self._principles]
 
@@ -172,7 +179,7 @@ class _Fork(NamedTuple):
 def _fork(tokenizer, prompt: str) -> _Fork:
     """Tokenizers differ in what they join with the bracket, so the letter is where the two answers part."""
     a, b = (tokenizer(f"{prompt}({letter})", add_special_tokens=False)["input_ids"] for letter in "AB")
-    place = next(index for index, (one, two) in enumerate(zip(a, b, strict=False)) if one != two)
+    place = next(index for index, (of_a, of_b) in enumerate(zip(a, b, strict=False)) if of_a != of_b)
     return _Fork(a[:place], a[place], b[place])
 
 

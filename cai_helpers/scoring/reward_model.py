@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import this_machine
 from cai_helpers.models.batches import in_batches
+from cai_helpers.models.chat_format import ChatFormat
 from cai_helpers.models.hub import from_hub, identity, locate
 from cai_helpers.models.language import load_tokenizer, load_weights
 from cai_helpers.schema import Messages, transcript
@@ -39,6 +40,7 @@ SANITY_PAIRS: list[tuple[str, str, str]] = [
 
 # fp16 is taken where its scores are this near to those of fp32, on so many texts, on the very machine.
 _FP16_TOLERANCE, _FP16_TEXTS = 0.05, 8
+_FP32_TOLERANCE = 0.001  # of one score in fp32, alone and in a batch; measured differences are below 1e-6
 _LEAST_SPREAD = 0.01  # of a labelled classifier's scores over the norming texts
 
 
@@ -75,11 +77,13 @@ class RewardModel:
         self._tokenizer = tokenizer
         self._source = source
         self._weights = _label_weights(model.config, source)
+        self._format = ChatFormat(tokenizer) if source.input == "chat" else None
         self._batch_size = batch_size
         self.identity = source_identity(source)
         self.precision = "fp32"
         self.scored = 0
         self.truncated = 0  # inputs whose question lost its beginning
+        self._pad = self._agree_on_padding()
 
     def __call__(self, pairs: list[tuple[Messages, str]]) -> list[float]:
         scores = [math.nan] * len(pairs)
@@ -97,7 +101,7 @@ class RewardModel:
         exact, whole = self(texts), self._model
         self._model = copy.deepcopy(whole).half()
         try:
-            apart = max(abs(one - two) for one, two in zip(exact, self(texts), strict=True))
+            apart = max(abs(whole_score - half) for whole_score, half in zip(exact, self(texts), strict=True))
         except CaiError:  # a score that is not finite: fp16 overflows in this model
             apart = math.inf
         if apart <= _FP16_TOLERANCE:
@@ -106,6 +110,41 @@ class RewardModel:
             self._model = whole
             self.precision = f"fp32: fp16 is {apart:.3f} off on {len(texts)} texts here"
         self.scored = self.truncated = 0
+
+    def _agree_on_padding(self) -> int:
+        """The token that rows are filled up with: the one that the model takes for padding.
+
+        A classifier on a decoder reads its score at the last token that is none. So a token that its config names is taken as
+        it is, whatever the tokenizer pads with; where it names none that there is, one is chosen that ends no text.
+        """
+        config = self._model.config.get_text_config()
+        size = self._model.get_input_embeddings().num_embeddings
+        named = getattr(config, "pad_token_id", None)
+        if named is None or not 0 <= named < size:  # some configs say -1
+            question: Messages = [{"role": "user", "content": "a"}]
+            last = self._encode(question, "b").ids[-1]
+            own = self._tokenizer
+            special = (own.pad_token_id, own.unk_token_id, own.bos_token_id, own.eos_token_id)
+            known = (token for token in (*special, *range(size)) if token is not None and 0 <= token < size)
+            config.pad_token_id = named = next(token for token in known if token != last)
+        return named
+
+    def require_same_in_a_batch(self) -> None:
+        """
+        Raises:
+            CaiError: a short text gets another score when it is padded to the length of a longer one.
+        """
+        texts = sorted((self._encode(*text) for text in norming_texts()), key=lambda row: len(row.ids))
+        short, long = texts[0], texts[-1]
+        alone, padded = self._score([short])[0], self._score([short, long])[0]
+        tolerance = (_FP16_TOLERANCE if self.precision.startswith("fp16") else _FP32_TOLERANCE) * (1 + abs(alone))
+        self.truncated = 0
+        if not abs(alone - padded) <= tolerance:  # nan as well
+            raise CaiError(
+                f"The reward model {self.identity} gives {alone:.3f} to a text alone and {padded:.3f} to the same text beside a "
+                "longer one: what fills up the shorter row changes its score.",
+                "Check pad_token_id in its config.json, and models.reward_input; or take another reward model.",
+            )
 
     def iterate(self, pairs: list[tuple[Messages, str]]) -> Iterator[tuple[int, float]]:
         """Longest first, in batches that are halved on out-of-memory.
@@ -151,9 +190,9 @@ class RewardModel:
 
     def _encode_chat(self, messages: Messages, response: str) -> _Encoded:
         """The conversation with the response under the model's chat template; the oldest tokens are dropped."""
-        text = self._tokenizer.apply_chat_template(
-            [*messages, {"role": "assistant", "content": response}], tokenize=False
-        )
+        assert self._format is not None, "made for this kind of input"
+        text = self._format.render_answered([*messages, {"role": "assistant", "content": response}])
+        # the template has written <bos> already, where the model wants one
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         self.truncated += len(ids) > self._source.max_length
         ids = ids[-self._source.max_length :]
@@ -163,12 +202,12 @@ class RewardModel:
         import torch
 
         width = max(len(row.ids) for row in rows)
-        pad = self._tokenizer.pad_token_id
         # right padding: the classifier reads the last token that is not padding
-        ids = torch.tensor([row.ids + [pad] * (width - len(row.ids)) for row in rows])
+        ids = torch.tensor([row.ids + [self._pad] * (width - len(row.ids)) for row in rows])
         inputs = {"input_ids": ids, "attention_mask": torch.tensor([_mask(row, width) for row in rows])}
-        if rows[0].types is not None:
-            inputs["token_type_ids"] = torch.tensor([row.types + [0] * (width - len(row.ids)) for row in rows])
+        types = [row.types + [0] * (width - len(row.ids)) for row in rows if row.types is not None]
+        if types:
+            inputs["token_type_ids"] = torch.tensor(types)
         inputs = {name: tensor.to(self._model.device) for name, tensor in inputs.items()}
         with torch.inference_mode():
             logits = self._model(**inputs).logits.float()
@@ -203,6 +242,7 @@ def load_reward_model(source: RewardSource, batch_size: int) -> RewardModel:
     scorer = RewardModel(model.to(machine.device), tokenizer, source, batch_size)
     if machine.device == "cuda":
         scorer.use_fp16_if_it_agrees()
+    scorer.require_same_in_a_batch()
     if source.labels:
         check_spread(scorer)
     else:

@@ -185,10 +185,14 @@ def _in_batches(
         try:
             for start in range(0, len(items), size):
                 part, started = items[start : start + size], time.monotonic()
-                rows = list(make(part))
-                seconds = (time.monotonic() - started) / len(part)
-                store.append({**row, "seconds": seconds} for row in rows)
-                bar.update(len(part))
+                rows: list[dict] = []
+                try:
+                    for row in make(part):
+                        rows.append(row)
+                finally:  # an endpoint that fails for good has answered some
+                    seconds = (time.monotonic() - started) / len(part)
+                    store.append({**row, "seconds": seconds} for row in rows)
+                    bar.update(len(rows))
         except KeyboardInterrupt:
             raise StoppedByHand(
                 f"Stopped by hand at {name}, {bar.n} of {len(items)}; the rows are on disk.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from cai_helpers.models.language import LanguageModel
 
 _SUMMARY_DAMAGED = "Run `cai generate --fresh`, which moves the rows to archive/ and starts over."
+
+_SECONDS_A_WRITE = 1.0  # traces that come within it share a write, which on a Drive takes its time
 
 
 class GenerateReport(StageReport):
@@ -201,11 +204,10 @@ def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore) -> int:
     with tqdm(total=len(pending), desc="generate", unit="pair") as bar:
         try:
             for start in range(0, len(pending), size):
-                traces = _write(make_traces(critic, pending[start : start + size]), store)
+                traces = _write(make_traces(critic, pending[start : start + size]), store, bar)
                 outcomes.update(trace.outcome for trace in traces)
                 tokens += sum(trace.tokens for trace in traces)
                 bar.set_postfix({"tokens/s": round(tokens / (time.monotonic() - started)), **outcomes}, refresh=False)
-                bar.update(len(traces))
         except WorkspaceVanished as error:
             raise error.saying(f"{bar.n} of {len(pending)} pairs of this call were saved in it.") from error
         except KeyboardInterrupt:
@@ -216,9 +218,28 @@ def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore) -> int:
     return sum(outcomes.values())
 
 
-def _write(traces: list[Trace], store: JsonlStore) -> list[Trace]:
-    store.append(trace.model_dump() for trace in traces)
-    return traces
+def _write(traces: Iterable[Trace], store: JsonlStore, bar: tqdm | None = None) -> list[Trace]:
+    """Write traces as they come, those of a second together; what came before a failure is kept too."""
+    written: list[Trace] = []
+    unwritten: list[Trace] = []
+
+    def write() -> None:
+        rows, unwritten[:] = list(unwritten), []  # taken out first: what fails is not tried twice
+        store.append(trace.model_dump() for trace in rows)
+        written.extend(rows)
+        if bar is not None:
+            bar.update(len(rows))
+
+    last = time.monotonic()
+    try:
+        for trace in traces:
+            unwritten.append(trace)
+            if time.monotonic() - last >= _SECONDS_A_WRITE:
+                write()
+                last = time.monotonic()
+    finally:
+        write()
+    return written
 
 
 def _merge_shares(workspace: Workspace) -> None:

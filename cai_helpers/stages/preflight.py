@@ -124,7 +124,7 @@ def _generate(settings: Settings, workspace: Workspace, scratch: Workspace, say:
     protocol = "single/short" if settings.generate.protocol == "auto" else settings.generate.protocol
     critic = load_critic(settings, protocol)
     started = time.monotonic()
-    traces = make_traces(critic, batch)
+    traces = list(make_traces(critic, batch))
     seconds = time.monotonic() - started
     if not traces:
         raise CaiError("Not one of the pairs was generated.", "See the messages above; run `cai doctor`.")
