@@ -30,7 +30,7 @@ _HOME = {  # public name → the module it lives in
     "load_settings": "settings",
     "run_stage3": "pipeline",
     "score_pairs": "stages.score",
-    "train_dpo": "stages.train",
+    "train_policy": "stages.train",
     "write_run_report": "pages.run_page",
 }
 __all__ = ["__version__", *_HOME]
