@@ -5,7 +5,9 @@ Here a fixed number of slots decode together, one captured CUDA graph a step; ev
 have ended, hands them out, and reads the next prompts into their slots.
 
 Written here because nothing that fits exists: vLLM and SGLang pin a torch that replaces Colab's, TensorRT-LLM dropped the
-T4, and llama.cpp is another numeric model and has no wheel. benchmarks/generation.py compares what does run there.
+T4, and llama.cpp is another numeric model and has no wheel. What does run there was measured in one run of
+benchmarks/generation.py, gemma-2b's shape in fp16 on one H100 held to 14.5 GiB, useful tokens/s: `generate` in batches of
+32 (the default before) 179, of 128 776; continuous batching 820, with graphs (greedy) 1,731; 128 slots 8,168.
 """
 
 from __future__ import annotations

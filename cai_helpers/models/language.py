@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from cai_helpers.models.sampling import Sampling
 
+_PORTION = 256  # prompts: seconds of work, whose loss nobody minds
 STAGE2, STAGE3 = "stage2", "stage3"  # adapter names on the one base model, for inference
 
 
@@ -35,6 +36,15 @@ class Generator(Protocol):
 
         keys: one a chat; they name the rows' randomness.
         """
+
+
+def portion(generator: Generator, batch_size: int) -> int:
+    """How many prompts to work on together, and so what a kill can lose of those that are not written yet.
+
+    On a GPU that is several times what its slots hold, so that they are seldom empty; elsewhere a batch.
+    """
+    on_gpu = isinstance(generator, LanguageModel) and generator.model.device.type == "cuda"
+    return max(batch_size, _PORTION) if on_gpu else batch_size
 
 
 class LanguageModel:

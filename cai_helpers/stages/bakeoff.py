@@ -25,6 +25,7 @@ from cai_helpers.machine.hardware import use_threads
 from cai_helpers.manifest import Fingerprint, plain
 from cai_helpers.measures.intervals import proportion
 from cai_helpers.models.batches import release_memory
+from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.schema import Completion, Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, load_scorer, scorer_identity
@@ -180,7 +181,7 @@ def _in_batches(
     critic: Critic, name: str, items: list, store: JsonlStore, make: Callable[[list], Iterator[dict]]
 ) -> None:
     """Append what `make` gives for each batch, with the seconds that a row of it took."""
-    size = critic.settings.generate.batch_size
+    size = portion(critic.drafter, critic.settings.generate.batch_size)
     with tqdm(total=len(items), desc=name, unit="pair", disable=not items) as bar:
         try:
             for start in range(0, len(items), size):

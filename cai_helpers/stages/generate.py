@@ -17,6 +17,7 @@ from cai_helpers.errors import StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.machine.processes import Processes, this_process
 from cai_helpers.manifest import Fingerprint
+from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import PromptSummary, write_prompts
 from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
@@ -198,7 +199,7 @@ def readable(trace: Trace) -> str:
 
 def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore) -> int:
     """Write the traces batch by batch; how many."""
-    size = critic.settings.generate.batch_size
+    size = portion(critic.drafter, critic.settings.generate.batch_size)
     outcomes: Counter[str] = Counter()
     tokens, started = 0, time.monotonic()
     with tqdm(total=len(pending), desc="generate", unit="pair") as bar:

@@ -17,6 +17,7 @@ from cai_helpers.critique.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine, this_machine, usable_memory, use_threads
 from cai_helpers.models.batches import release_memory
+from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.schema import Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, load_scorer, questions_of
@@ -120,9 +121,10 @@ def _generate(settings: Settings, workspace: Workspace, scratch: Workspace, say:
         write_prompts(settings, scratch)
     prompts = [Prompt.model_validate(row) for row in read_jsonl(scratch.prompts)]
     held_out = sum(1 for _ in read_jsonl(scratch.eval_prompts))
-    batch = sorted(prompts, key=lambda prompt: -len(prompt.text))[: settings.generate.batch_size]
     protocol = "single/short" if settings.generate.protocol == "auto" else settings.generate.protocol
     critic = load_critic(settings, protocol)
+    together = portion(critic.drafter, settings.generate.batch_size)
+    batch = sorted(prompts, key=lambda prompt: -len(prompt.text))[:together]
     started = time.monotonic()
     traces = list(make_traces(critic, batch))
     seconds = time.monotonic() - started
