@@ -50,6 +50,9 @@ def _common(
         str | None, typer.Option(help="Your Stage-2 LoRA: Hub id or folder; 'none' for no adapter.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of everything.")] = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Run t4 or a100 without a GPU all the same: days with a model of usual size.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set train.beta=0.2. Repeatable.")
     ] = None,
@@ -61,6 +64,7 @@ def _common(
     changes += [f"prompts.source={prompts}", "prompts.eval_source=null"] if prompts else []
     changes += [f"prompts.limit={limit}"] if limit else []
     changes += [f"seed={seed}"] if seed is not None else []
+    changes += ["cpu=true"] if cpu else []
     saved = str(space.settings_file) if space.settings_file.exists() else None
     settings = load_settings(preset or saved or os.environ.get("CAI_PRESET", "t4"), changes + (set_ or []))
     return settings, space

@@ -89,6 +89,22 @@ class ChatFormat:
                 "Take a model without compulsory thinking; the instruct variant of the same family usually is one.",
             )
 
+    def require_closed(self) -> None:
+        """Training teaches the model to end where an answer does, so the template has to close it with an end token.
+
+        Raises:
+            CaiError: it leaves the answer open, or closes it with something at which generation does not stop.
+        """
+        whole = _rendered(self.tokenizer, [{"role": "user", "content": "a"}, _answer()])
+        last = self.tokenizer(whole, add_special_tokens=False)["input_ids"][-2:]  # Gemma's has a newline behind it
+        if set(last).isdisjoint(self.ends):
+            raise CaiError(
+                f"The chat template of {self.tokenizer.name_or_path} does not close an answer with an end token "
+                f"({self.readable_ends()}): a model trained on it would not learn to end.",
+                "Take an instruct model whose template closes each turn with a token, or name that token as eos_token_id in "
+                "its generation_config.json.",
+            )
+
     def line(self) -> str:
         """What was found, for a person."""
         question = [{"role": "user", "content": "a"}]
