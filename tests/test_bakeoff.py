@@ -13,6 +13,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.measures.intervals import proportion
 from cai_helpers.models.language import LanguageModel
 from cai_helpers.pages.run_page import write_run_report
+from cai_helpers.sections import RewardSource
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.stages.bakeoff import BakeoffReport, compare_protocols
 from cai_helpers.stages.generate import chosen_protocol, generate_pairs
@@ -78,7 +79,7 @@ def note_keys(patch: pytest.MonkeyPatch) -> list[str]:
     generate = LanguageModel.generate
 
     def noted(self, chats, sampling, row_keys, batch_size):
-        keys.extend(row_keys)
+        keys.extend(key for key in row_keys if key != "trial")  # the greeting before the run
         return generate(self, chats, sampling, row_keys, batch_size)
 
     patch.setattr(LanguageModel, "generate", noted)
@@ -196,7 +197,9 @@ def test_a_stored_result_that_recommends_what_never_won_is_judged_by_the_same_ru
 
 
 def test_a_scorer_that_cannot_be_loaded_is_noticed_before_the_first_draft(workspace, planted, generated_keys):
-    missing = planted.model_copy(update={"models": planted.models.model_copy(update={"reward": "no/such-model"})})
+    missing = planted.model_copy(
+        update={"models": planted.models.model_copy(update={"reward": RewardSource(model="no/such-model")})}
+    )
     with pytest.raises(CaiError, match="no/such-model"):
         compare_protocols(missing, workspace, 4)
     assert generated_keys == []

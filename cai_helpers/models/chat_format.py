@@ -107,16 +107,25 @@ class ChatFormat:
 
     def line(self) -> str:
         """What was found, for a person."""
-        question = [{"role": "user", "content": "a"}]
-        thinking = self.tokenizer.apply_chat_template(
-            question, tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
         found = [
             f"answers end at {self.readable_ends()}",
             "system turns are written as such" if self.accepts_system else "system turns go in front of the question",
-            *(["thinking is switched off"] if thinking != self.render(question) else []),
+            *(["thinking is switched off"] if self._could_think() else []),
         ]
         return "; ".join(found)
+
+    def _could_think(self) -> bool:
+        """Whether the template writes another prompt, or refuses to write one, where thinking is asked for."""
+        from jinja2 import TemplateError
+
+        question = [{"role": "user", "content": "a"}]
+        try:
+            thinking = self.tokenizer.apply_chat_template(
+                question, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+        except TemplateError:
+            return True
+        return thinking != self.render(question)
 
     def readable_ends(self) -> str:
         """The end tokens as they are written, "<eos>, <end_of_turn>"."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def prompts(settings: Settings, workspace: Workspace) -> list[Check]:
     """The training prompts, and those of the evaluation where they have a source of their own."""
     sources = {"prompts": settings.prompts.source, "evaluation prompts": settings.prompts.eval_source}
     return [
-        tried(name, lambda source=source: _first_rows(source, settings.prompts))
+        tried(name, partial(_first_rows, source, settings.prompts))
         for name, source in sources.items()
         if source is not None
     ]
@@ -56,11 +57,9 @@ def _first_rows(source: str, settings: Prompts) -> str:
     usable = len(rows) - reasons.total()
     said = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common())
     if not usable:
-        columns = f"; the columns are {', '.join(map(str, rows[0].value))}" if rows else "it is empty"
+        columns = f"{said}; the columns are {', '.join(map(str, rows[0].value))}" if rows else "it is empty"
         raise CaiError(
-            f"{source} holds no conversation in its first {len(rows)} rows ({said}{columns})."
-            if rows
-            else f"{source} is empty.",
+            f"{source} holds no conversation in its first {_FIRST_ROWS} rows: {columns}.",
             "Give a conversation, a transcript or a text a row, and name the column if it is none of the usual: "
             "--set prompts.column=NAME.",
         )
