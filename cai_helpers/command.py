@@ -46,6 +46,9 @@ def shared_options(
         str | None, typer.Option(help="Your Stage-2 LoRA: Hub id or folder; 'none' for no adapter.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed of everything.")] = None,
+    cpu: Annotated[
+        bool, typer.Option("--cpu", help="Run t4 or a100 without a GPU all the same: days with a model of usual size.")
+    ] = False,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set train.beta=0.2. Repeatable.")
     ] = None,
@@ -57,6 +60,7 @@ def shared_options(
     changes += [f"prompts.source={prompts}", "prompts.eval_source=null"] if prompts else []
     changes += [f"prompts.limit={limit}"] if limit else []
     changes += [f"seed={seed}"] if seed is not None else []
+    changes += ["cpu=true"] if cpu else []
     saved = str(space.settings_file) if space.settings_file.exists() else None
     settings = load_settings(preset or saved or os.environ.get("CAI_PRESET", "t4"), changes + (set_ or []))
     return settings, space
@@ -65,7 +69,7 @@ def shared_options(
 def make_command(function: Callable[..., StageReport | int]) -> Callable[..., None]:
     """`function(settings, workspace, …own options)` as a command that takes the shared options as well.
 
-    Typer reads options from a signature; writing the eight shared ones into each command would be nine copies. An
+    Typer reads options from a signature; writing the nine shared ones into each command would be nine copies. An
     option of the function's own takes the place of a shared one of the same name.
 
     What the command ends with: 0, done; 1, an error or, of the doctor, something to do; 3, training was refused; 130,

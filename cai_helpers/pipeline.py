@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cai_helpers.errors import GoldUnreachable, TrainingRefused
 from cai_helpers.pages.run_page import write_run_report
+from cai_helpers.readiness.needs import require_ready_for_run
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.stages.analyze import AnalyzeReport, analyze_pairs
@@ -55,6 +56,7 @@ def run_stage3(settings: Settings, workspace: Workspace) -> RunReport:
     written, `stopped` says why, and nothing is trained.
     """
     workspace.save_settings(settings)
+    require_ready_for_run(settings, workspace)  # before gigabytes are fetched
     download_models(settings, workspace)
     calibrated, uncalibrated = _calibrated(settings, workspace)  # first: a mistake in the gold file shows at once
     generated = generate_pairs(settings, workspace)

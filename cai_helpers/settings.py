@@ -45,6 +45,7 @@ class Settings(Section):
 
     preset: str = "t4"
     seed: int = 0
+    cpu: bool = False  # a preset that is sized for a GPU runs without one: you know that it takes long
     threads: int | None = Field(None, ge=1)  # torch's CPU threads; None leaves torch's choice
     models: Models = Models()
     prompts: Prompts = Prompts()

@@ -754,7 +754,7 @@ def test_an_endpoint_criticises_local_drafts_and_its_failures_and_cost_are_repor
     broken = threading.Event()
 
     def reply(body: dict) -> Reply:
-        if not broken.is_set():
+        if not broken.is_set() and "CRITIQUE" in body["messages"][-1]["content"]:  # not the trial before the run
             broken.set()
             return refuse(400, "filtered")
         return answer("CRITIQUE: It could be kinder.\nREVISION: I am glad to help you with that today.")

@@ -12,13 +12,13 @@ from pairs_for_eyes import pair, write_pairs, write_traces
 
 from cai_helpers.analysis.statistics import Example
 from cai_helpers.curation.overrides import Override
-from cai_helpers.doctor import Check
 from cai_helpers.inspection.rows import CriticWords, Row
 from cai_helpers.inspection.worddiff import MOST_WORDS, word_diff
 from cai_helpers.notebook import live, widgets
 from cai_helpers.notebook.inspector import Inspector
 from cai_helpers.notebook.markup import Html, table
 from cai_helpers.notebook.pair_html import blind_html, critic_html, message_html, pair_html, title_html
+from cai_helpers.readiness.check import Check
 from cai_helpers.schema import PreferenceRow, ScoredPair, Target
 from cai_helpers.store import write_jsonl
 from cai_helpers.training.watch.alarms import Alarm

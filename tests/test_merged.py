@@ -143,6 +143,7 @@ def test_on_the_embedded_models_the_export_is_the_trained_policy_and_a_stopped_r
     small = {"epochs": 1, "learning_rate": 1e-3, "batch_size": 4, "accumulation": 1, "max_length": 128,
              "every_steps": 2, "gradient_checkpointing": False, "fresh_adapter": True, "lora_r": 4}  # fmt: skip
     settings = Settings(
+        cpu=True,
         threads=1,
         models={"base": "embedded:chat", "adapter": "embedded:stage2", "dtype": "fp32"},
         curate={"min_pairs": 10},

@@ -96,6 +96,7 @@ def make_settings(tiny: Path, adapter: bool = True, min_pairs: int = 10, dtype: 
     }  # fmt: skip
     return Settings(
         threads=1,
+        cpu=True,
         models={"base": str(tiny / "base"), "adapter": str(tiny / "stage2") if adapter else None, "dtype": dtype},
         curate={"min_pairs": min_pairs},
         train=defaults | train,

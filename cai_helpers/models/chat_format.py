@@ -93,18 +93,43 @@ class ChatFormat:
                 "Take a model without compulsory thinking; the instruct variant of the same family usually is one.",
             )
 
+    def require_closed(self) -> None:
+        """Training teaches the model to end where an answer does, so the template has to close it with an end token.
+
+        Raises:
+            CaiError: it leaves the answer open, or closes it with something at which generation does not stop.
+        """
+        whole = _rendered(self.tokenizer, [{"role": "user", "content": "a"}, _answer()])
+        last = self.tokenizer(whole, add_special_tokens=False)["input_ids"][-2:]  # Gemma's has a newline behind it
+        if set(last).isdisjoint(self.ends):
+            raise CaiError(
+                f"The chat template of {self.tokenizer.name_or_path} does not close an answer with an end token "
+                f"({self.readable_ends()}): a model trained on it would not learn to end.",
+                "Take an instruct model whose template closes each turn with a token, or name that token as eos_token_id in "
+                "its generation_config.json.",
+            )
+
     def line(self) -> str:
         """What was found, for a person."""
-        question: Messages = [{"role": "user", "content": "a"}]
-        thinking = self.tokenizer.apply_chat_template(
-            question, tokenize=False, add_generation_prompt=True, enable_thinking=True
-        )
         findings = [
             f"answers end at {self.readable_ends()}",
             "system turns are written as such" if self.accepts_system else "system turns go in front of the question",
-            *(["thinking is switched off"] if thinking != self.render(question) else []),
+            *(["thinking is switched off"] if self._could_think() else []),
         ]
         return "; ".join(findings)
+
+    def _could_think(self) -> bool:
+        """Whether the template writes another prompt, or refuses to write one, where thinking is asked for."""
+        from jinja2 import TemplateError
+
+        question: Messages = [{"role": "user", "content": "a"}]
+        try:
+            thinking = self.tokenizer.apply_chat_template(
+                question, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            )
+        except TemplateError:
+            return True
+        return thinking != self.render(question)
 
     def readable_ends(self) -> str:
         """The end tokens as they are written, "<eos>, <end_of_turn>"."""

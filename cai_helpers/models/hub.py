@@ -30,6 +30,19 @@ def identity(name: str | None) -> str | None:
     return f"{name} ({digest[:12]})"
 
 
+def local_folder(name: str, file: str) -> Path | None:
+    """The folder of this machine that holds `file` of a model: its own, or the Hub's cache; None if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(locate(name))
+    if folder.is_dir():
+        return folder if (folder / file).is_file() else None
+    if name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") != 1:
+        return None
+    cached = try_to_load_from_cache(name, file)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def from_hub(load: Callable, name: str):
     """Call `load`; turn what the Hub and the disk answer into an error that says what to do.
 

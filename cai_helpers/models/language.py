@@ -172,6 +172,16 @@ def load_base(models: Models) -> PreTrainedModel:
     return model.to(machine.device)
 
 
+def without_weights(name: str) -> PreTrainedModel:
+    """The model that config.json describes, with all its layers and their shapes, and no memory behind them."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = from_hub(lambda: AutoConfig.from_pretrained(locate(name), trust_remote_code=False), name)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+
+
 def load_weights(auto_class: Any, name: str, classifier: bool = False, **options: Any) -> PreTrainedModel:
     """The model at `name` by one of transformers' Auto classes, whole, and without running code that came with it.
 

@@ -10,9 +10,9 @@ from IPython.display import HTML, Image, display
 
 from cai_helpers.analysis.statistics import Example
 from cai_helpers.critique.constitution import load_constitution
-from cai_helpers.doctor import Check
 from cai_helpers.notebook.inspector import inspect
 from cai_helpers.notebook.markup import CELL, Html, table
+from cai_helpers.readiness.check import Check
 from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport, Target
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl

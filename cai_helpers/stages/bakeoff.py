@@ -27,8 +27,10 @@ from cai_helpers.measures.intervals import proportion
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import write_prompts
+from cai_helpers.readiness.check import interruptible
+from cai_helpers.readiness.needs import require_answer, require_ready, require_scorer
 from cai_helpers.schema import Completion, Prompt, StageReport, Trace
-from cai_helpers.scoring.judge import ResponsePair, judge_pairs, load_scorer, scorer_identity
+from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_json
 from cai_helpers.workspace import Workspace, holds_workspace
@@ -110,6 +112,7 @@ def compare_protocols(
     if (report := workspace.finished("bakeoff", fingerprint, BakeoffReport)) is not None:
         # judged now: an older one may recommend what never won
         return report.model_copy(update={"trust": trust, "recommended": report.choice().protocol})
+    require_ready(settings, workspace, "bakeoff")
     use_threads(settings.threads)
     _begin(workspace, basis)
     write_prompts(settings, workspace)
@@ -151,8 +154,10 @@ def _make_rows(
     stores = {name: JsonlStore(workspace.traces_of_protocol(name)) for name in protocols}
     wanted = {prompt.id for prompt in prompts}
     if any(wanted - store.ids() for store in (drafts, *stores.values())):
-        _try_scorer(settings, workspace)
-        critic = load_critic(settings, next(iter(protocols)))
+        require_scorer(settings, workspace, "bakeoff")
+        with interruptible():
+            critic = load_critic(settings, next(iter(protocols)))
+        require_answer(critic.drafter)
         missing = [prompt for prompt in ordered if prompt.id not in drafts.ids()]
         _in_batches(critic, "draft", missing, drafts, lambda part: map(_draft_row, make_drafts(critic, part)))
         known = {row["id"]: Completion.model_validate(row["completion"]) for row in drafts.rows()}
@@ -166,15 +171,6 @@ def _make_rows(
         release_memory()  # on a T4 the reward model takes the generator's place
     drafting = {row["id"]: row["seconds"] for row in drafts.rows()}
     return {name: _judged(store, wanted, drafting) for name, store in stores.items()}
-
-
-def _try_scorer(settings: Settings, workspace: Workspace) -> None:
-    """Before the first draft: a scorer that cannot be loaded would be noticed only after all was generated."""
-    load_scorer(settings)
-    release_memory()
-    workspace.say(
-        "bakeoff", "the scorer loads and passes its trial; it makes room for the generator and is loaded again to judge"
-    )
 
 
 def _in_batches(

@@ -12,6 +12,7 @@ from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.models.batches import release_memory
 from cai_helpers.pages.calibration_picture import save_calibration_plot
+from cai_helpers.readiness.scorer import scorer_has_worked
 from cai_helpers.schema import StageReport, transcript
 from cai_helpers.scoring.judge import PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
@@ -81,6 +82,8 @@ def calibrate_scorer(settings: Settings, workspace: Workspace, gold: str | None 
     read = read_gold(source, settings.calibrate.limit, settings.seed)
     pairs = [ResponsePair(pair.messages, pair.better, pair.worse) for pair in read.pairs]
     judged = judge_pairs(settings, pairs, JsonlStore(workspace.calibration_scores))
+    if judged.scored_now:
+        scorer_has_worked(settings)
     release_memory()  # the next stage needs the room
     report = CalibrateReport(
         scorer=scorer_identity(settings),

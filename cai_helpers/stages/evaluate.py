@@ -31,6 +31,7 @@ from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import STAGE2, STAGE3
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
+from cai_helpers.readiness.needs import require_ready, require_scorer
 from cai_helpers.schema import BENIGN, Completion, Prompt, StageReport
 from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
@@ -96,6 +97,7 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     if (report := workspace.finished("evaluate", fingerprint, EvaluateReport)) is not None:
         return report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
 
+    require_ready(settings, workspace, "evaluate")
     use_threads(settings.threads)
     started = time.monotonic()
     store = JsonlStore(workspace.answers)
@@ -104,6 +106,7 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     missing = {stage: [prompt for prompt in prompts if (prompt.id, stage) not in answers] for stage in runs}
     generated = sum(map(len, missing.values()))
     if generated:
+        require_scorer(settings, workspace, "evaluate")
         if answers:
             workspace.say("evaluate", f"{len(answers)} of {len(prompts) * 2} answers are there already")
         answers |= _generate(settings, adapter, missing, runs, store)

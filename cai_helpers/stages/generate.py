@@ -19,6 +19,8 @@ from cai_helpers.machine.processes import Processes, this_process
 from cai_helpers.manifest import Fingerprint
 from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import PromptSummary, write_prompts
+from cai_helpers.readiness.check import interruptible
+from cai_helpers.readiness.needs import require_answer, require_ready, require_scorer
 from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_json, read_jsonl
@@ -94,11 +96,13 @@ def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False
 
     Raises:
         SettingsChanged: the traces in the workspace were made with other settings.
-        CaiError: the prompts or the model cannot be loaded, or the run was stopped by hand.
+        CaiError: something that this or a later stage needs is missing or broken (see readiness), or the run was
+            stopped by hand.
     """
     processes = this_process()
     use_threads(settings.threads)
     if fresh and processes.is_main:
+        require_ready(settings, workspace, "generate")  # before anything is moved
         workspace.archive("generate", _made_by_generating(workspace))
     processes.wait()
     protocol = chosen_protocol(settings, workspace)
@@ -106,6 +110,7 @@ def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False
     complete = {**basis, "prompts.limit": settings.prompts.limit}
     if (report := workspace.finished("generate", complete, GenerateReport)) is not None:
         return report
+    require_ready(settings, workspace, "generate")
     if processes.is_main:
         workspace.begin("generate", basis)
         write_prompts(settings, workspace)
@@ -172,8 +177,12 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
         workspace.say("generate", f"{present} of {len(prompts)} pairs are there already")
     if not pending:
         return _Made(0, [], [])
+    if processes.is_main:
+        require_scorer(settings, workspace, "generate")
+    with interruptible():
+        critic = load_critic(settings, protocol)
+    require_answer(critic.drafter)
     store = JsonlStore(workspace.traces if processes.count == 1 else workspace.share_of_traces(processes.index))
-    critic = load_critic(settings, protocol)
     pending.sort(key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
     first = pending[:1] if not done and processes.is_main else []
     for trace in _write(make_traces(critic, first), store):

@@ -19,6 +19,7 @@ from cai_helpers.machine.hardware import GIB, Machine, this_machine, usable_memo
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import write_prompts
+from cai_helpers.readiness.needs import require_ready
 from cai_helpers.schema import Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import ResponsePair, load_scorer, questions_of
 from cai_helpers.settings import Settings
@@ -94,6 +95,7 @@ def check_path(settings: Settings, workspace: Workspace) -> PreflightReport:
     Raises:
         CaiError: something on the way fails; the message is that of the stage where it would have failed.
     """
+    require_ready(settings, workspace, "generate")
     use_threads(settings.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     began = time.monotonic()

@@ -8,6 +8,7 @@ from collections import Counter
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
 from cai_helpers.contents import file_hash
 from cai_helpers.machine.hardware import use_threads
+from cai_helpers.readiness.needs import require_ready
 from cai_helpers.schema import ScoredPair, Side, StageReport, Trace
 from cai_helpers.scoring.judge import Judged, PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
@@ -68,6 +69,7 @@ def score_pairs(settings: Settings, workspace: Workspace) -> ScoreReport:
     if (report := workspace.finished("score", fingerprint, ScoreReport)) is not None:
         return report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
 
+    require_ready(settings, workspace, "score")
     use_threads(settings.threads)
     started = time.monotonic()
     by_id = {row["id"]: row for row in read_jsonl(traces_file)}

@@ -16,6 +16,7 @@ from cai_helpers.manifest import Fingerprint, plain, section
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.hub import identity
 from cai_helpers.models.language import load_tokenizer
+from cai_helpers.readiness.needs import require_ready
 from cai_helpers.schema import Target
 from cai_helpers.settings import Settings
 from cai_helpers.training.outcome.dpo import DpoReport
@@ -61,6 +62,7 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
         CaiError: a check before the first update fails, the loss or a gradient is not finite, memory runs out.
     """
     if fresh:
+        require_ready(settings, workspace, "train")  # before anything is moved
         start_over(settings, workspace)
     fingerprint = _fingerprint(settings, workspace)
     pairs = len(read_rows(workspace.train_rows)) + len(read_rows(workspace.eval_rows))
@@ -72,6 +74,7 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
     if (report := workspace.finished("train", fingerprint, report_type)) is not None:
         return report
 
+    require_ready(settings, workspace, "train")
     use_threads(settings.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     data = _load_data(settings, workspace)
