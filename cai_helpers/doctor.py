@@ -35,11 +35,13 @@ def examine(settings: Settings, workspace: Workspace) -> list[Check]:
     """Python, libraries, accelerator, memory, disk, token, and access to each model of the settings."""
     embedded = settings.models.base.startswith(EMBEDDED)
     checks = [_python(), *_libraries(), _accelerator(settings, embedded), _memory(), _disk(workspace, embedded)]
-    names = [settings.models.base, settings.models.adapter, settings.models.reward.model]
-    remote = [name for name in names if name and not Path(locate(name)).exists()]
+    judge = settings.evaluate.scorer.model if settings.evaluate.scorer else None
+    wanted = [settings.models.base, settings.models.adapter, settings.models.reward.model, judge]
+    names = list(dict.fromkeys(name for name in wanted if name))
+    remote = [name for name in names if not Path(locate(name)).exists()]
     if remote:
         checks.append(_token())
-    checks += [_access(name, name in remote) for name in names if name]
+    checks += [_access(name, name in remote) for name in names]
     return checks if settings.models.base in remote else [*checks, _chat_format(settings.models.base)]
 
 

@@ -7,6 +7,7 @@ of every output, and `finished` checks both.
 from __future__ import annotations
 
 import functools
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -92,6 +93,10 @@ class Workspace:
     def shares_of_traces(self) -> list[Path]:
         """The files of all processes, also of an earlier call that was killed."""
         return sorted(self.pairs_dir.glob("traces.*.jsonl"))
+
+    def calibration_of(self, scorer: str) -> Path:
+        """What gold pairs say of a scorer beside the one that labels; `scorer`: its identity."""
+        return self.calibration.with_name(f"{hashlib.sha256(scorer.encode()).hexdigest()[:12]}.json")
 
     def picture(self, name: str) -> Path:
         """reports/NAME.png"""

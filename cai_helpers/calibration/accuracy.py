@@ -92,17 +92,19 @@ def trust_line(calibration: Calibration | None) -> str:
         return f"{known}: too few to say whether it can be trusted"
     if one.min_delta is None:
         return f"{known}; no score difference is enough for {goal}: it is not to be trusted here"
-    if one.min_delta > 0:
+    if one.min_delta > 0 and one.above is not None:  # None only where min_delta is None
         return f"{known}; above |delta| {one.min_delta:.2f}: {one.above.percent()} of {one.above.n}"
     return known
 
 
 def load_calibration(workspace: Workspace, identity: str) -> Calibration | None:
     """The calibration of this very scorer, whose identity is judging.scorer_identity; None if there is none."""
-    if not workspace.calibration.exists():
-        return None
-    stored = read_json(workspace.calibration, "Delete that file, and run `cai calibrate` again.")
-    return Calibration.model_validate(stored["calibration"]) if stored["scorer"] == identity else None
+    for file in (workspace.calibration, workspace.calibration_of(identity)):
+        if file.exists():
+            stored = read_json(file, "Delete that file, and run `cai calibrate` again.")
+            if stored["scorer"] == identity:
+                return Calibration.model_validate(stored["calibration"])
+    return None
 
 
 def trust_of_pairs(workspace: Workspace) -> str:
@@ -143,7 +145,8 @@ def _smallest_difference(size: np.ndarray, right: np.ndarray, candidates: list[f
 
 def _by_category(judged: list[JudgedGold], right: np.ndarray) -> dict[str, Interval]:
     names = np.array([pair.category for pair in judged])
-    return {str(name): _share(right[names == name]) for name in np.unique(names)}
+    shares = {str(name): _share(right[names == name]) for name in np.unique(names)}
+    return {name: share for name, share in shares.items() if share is not None}  # None: of no pairs, which has no name
 
 
 def _length_correlation(judged: list[JudgedGold]) -> float | None:

@@ -14,7 +14,7 @@ from cai_helpers.errors import CaiError, GoldUnreachable
 from cai_helpers.models.hub import locate
 from cai_helpers.prompts.sources import Malformed, Row, as_prompt_messages, is_file, parse_transcript, read_rows
 from cai_helpers.schema import Messages
-from cai_helpers.settings import Prompts
+from cai_helpers.sections import Calibrate, Prompts
 
 # Columns of the better and of the worse one. Transcripts end on the response; our own form has `messages` beside.
 _TRANSCRIPTS = (("text_correct", "text_incorrect"), ("chosen", "rejected"))  # HHH; hh-rlhf
@@ -62,6 +62,20 @@ def read_gold(source: str, limit: int | None, seed: int) -> Gold:
     return Gold([pairs[key] for key in sorted(pairs)[:limit]], number, dict(left_out))
 
 
+def gold_source(settings: Calibrate, named: str | None) -> str:
+    """The gold pairs that were named just now, or those of the settings.
+
+    Raises:
+        CaiError: neither names any.
+    """
+    source = named or settings.gold
+    if source is None:
+        raise CaiError(
+            "No gold pairs are named.", "Set calibrate.gold to a file or a Hub dataset, or give --gold FILE."
+        )
+    return source
+
+
 def gold_identity(source: str) -> str:
     """What `source` stands for: a file or folder by its content, a Hub dataset by its name."""
     path = Path(locate(source))
@@ -100,10 +114,10 @@ def _read(row: Row) -> GoldPair | str | None:
             category = "hhh" if better == "text_correct" and row.category == "unknown" else row.category
             return _of_transcripts(value[better], value[worse], category)
     if all(name in value for name in _OWN):
-        texts = value["better"], value["worse"]
-        if not all(isinstance(text, str) for text in texts):
+        better, worse = value["better"], value["worse"]
+        if not (isinstance(better, str) and isinstance(worse, str)):
             raise Malformed("better and worse must be texts")
-        return _checked(as_prompt_messages(value["messages"]), *(text.strip() for text in texts), row.category)
+        return _checked(as_prompt_messages(value["messages"]), better.strip(), worse.strip(), row.category)
     return None
 
 
