@@ -10,8 +10,9 @@ from typing import NamedTuple
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, choose_dtype, free_disk, ram_bytes, this_machine
 from cai_helpers.manifest import library_versions
-from cai_helpers.models.hub import EMBEDDED, from_hub, locate
+from cai_helpers.models.hub import EMBEDDED, OPEN_CHOICE, OPEN_MODELS, from_hub, locate
 from cai_helpers.models.language import load_chat_format
+from cai_helpers.sections import USUAL_REWARD
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace
 
@@ -40,7 +41,7 @@ def examine(settings: Settings, workspace: Workspace) -> list[Check]:
     names = list(dict.fromkeys(name for name in wanted if name))
     remote = [name for name in names if not Path(locate(name)).exists()]
     if remote:
-        checks.append(_token())
+        checks.append(_token(remote))
     checks += [_access(name, name in remote) for name in names]
     return checks if settings.models.base in remote else [*checks, _chat_format(settings.models.base)]
 
@@ -100,16 +101,15 @@ def _disk(workspace: Workspace, embedded: bool) -> Check:
     )
 
 
-def _token() -> Check:
+def _token(remote: list[str]) -> Check:
     from huggingface_hub import get_token
 
-    found = get_token() is not None
-    return Check(
-        "Hub token",
-        found,
-        "set" if found else "none",
-        "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one.",
-    )
+    if get_token() is not None:
+        return Check("Hub token", True, "set")
+    if set(remote) <= {*OPEN_MODELS, USUAL_REWARD}:
+        return Check("Hub token", True, "none, and these models need none")
+    todo = "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one."
+    return Check("Hub token", False, "none", f"{todo} {OPEN_CHOICE}")
 
 
 def _chat_format(name: str) -> Check:

@@ -400,7 +400,7 @@ def test_the_labeller_is_who_scored_the_pairs_that_were_curated_here(smoke, work
     assert labeller_of(workspace) is None
     write_labels(workspace, "a/b, pair input, 512 tokens")
     assert labeller_of(workspace) == "a/b, pair input, 512 tokens"
-    scored = evaluate.StageReport()
+    scored = ScoreReport.model_validate(workspace.manifest("score").report)
     workspace.seal("curate", {"input pairs": file_hash(workspace.pairs)}, [], scored)
     assert labeller_of(workspace) == "a/b, pair input, 512 tokens"
 
