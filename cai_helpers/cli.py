@@ -101,12 +101,19 @@ def calibrate(
         str | None, typer.Option(help="Pairs judged by people: a .jsonl or .jsonl.gz file, or a Hub dataset.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Gold pairs to use at most.")] = None,
+    scorers: Annotated[
+        str | None,
+        typer.Option(help="Compare these, e.g. NAME,OTHER:chat or OTHER:chat:2048 (input, max_length)."),
+    ] = None,
 ) -> StageReport:
     """Try the scorer on pairs that people have judged, and say whether to trust it."""
     from cai_helpers.stages.calibrate import calibrate_scorer
+    from cai_helpers.stages.compare_scorers import compare_scorers
 
     changes = {name: value for name, value in (("gold", gold), ("limit", limit)) if value is not None}
     settings = settings.model_copy(update={"calibrate": settings.calibrate.model_copy(update=changes)})
+    if scorers is not None:
+        return compare_scorers(settings, workspace, [name.strip() for name in scorers.split(",") if name.strip()])
     report = calibrate_scorer(settings, workspace)
     workspace.save_settings(settings)  # so that `cai run` keeps to these gold pairs
     return report

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from cai_helpers.machine.hardware import GIB, ram_bytes
 from cai_helpers.manifest import library_versions
-from cai_helpers.models.hub import EMBEDDED
+from cai_helpers.models.hub import EMBEDDED, OPEN_CHOICE, OPEN_MODELS
 from cai_helpers.readiness.check import Check
 from cai_helpers.readiness.needs import needed
+from cai_helpers.sections import USUAL_REWARD
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace
 
@@ -19,9 +20,11 @@ _LEAST = {"torch": (2, 4), "transformers": (5, 15), "trl": (1, 15), "peft": (0, 
 
 def examine(settings: Settings, workspace: Workspace) -> list[Check]:
     """Python, libraries, memory and token, and all that generating and what follows it need: see readiness.needs."""
-    names = [settings.models.base, settings.models.adapter, *(source.model for source in settings.models.rewards)]
+    judge = [settings.evaluate.scorer.model] if settings.evaluate.scorer else []
+    rewards = [source.model for source in settings.models.rewards]
+    names = [settings.models.base, settings.models.adapter, *rewards, *judge]
     remote = [name for name in names if name and not name.startswith(EMBEDDED) and not Path(name).exists()]
-    token = [_token()] if remote else []
+    token = [_token(remote)] if remote else []
     return [_python(), *_libraries(), _memory(), *token, *needed(settings, workspace, "generate")]
 
 
@@ -58,13 +61,12 @@ def _memory() -> Check:
     return Check("RAM", gib >= 7, f"{gib:.1f} GiB", "8 GB are needed to load the models.")
 
 
-def _token() -> Check:
+def _token(remote: list[str]) -> Check:
     from huggingface_hub import get_token
 
-    present = get_token() is not None
-    return Check(
-        "Hub token",
-        present,
-        "set" if present else "none",
-        "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one.",
-    )
+    if get_token() is not None:
+        return Check("Hub token", True, "set")
+    if set(remote) <= {*OPEN_MODELS, USUAL_REWARD}:
+        return Check("Hub token", True, "none, and these models need none")
+    todo = "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one."
+    return Check("Hub token", False, "none", f"{todo} {OPEN_CHOICE}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -72,6 +73,10 @@ class RunPaths:
     def reports_of(self, file: Path) -> Path:
         """Where the page and the pictures of a pairs file from elsewhere go."""
         return self.reports / file.name.split(".")[0]
+
+    def calibration_of(self, scorer: str) -> Path:
+        """What gold pairs say of a scorer beside the one that labels; `scorer`: its identity."""
+        return self.calibration.with_name(f"{hashlib.sha256(scorer.encode()).hexdigest()[:12]}.json")
 
     def picture(self, name: str) -> Path:
         """reports/NAME.png"""

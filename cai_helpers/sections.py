@@ -262,6 +262,7 @@ class Alarms(Section):
 
 class Evaluate(Section):
     limit: int | None = Field(None, ge=1)  # held-out prompts; None: all
+    scorer: RewardSource | None = None  # who judges, in the form of models.reward; None: who labelled the pairs
     max_tokens: int = Field(256, ge=8)  # new tokens at most
     temperature: float = Field(0.0, ge=0)  # 0 is greedy
     top_p: ClassVar[float] = 0.95

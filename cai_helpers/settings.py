@@ -182,15 +182,15 @@ def _apply(values: dict[str, Any], override: str) -> None:
     *sections, field = name.split(".")
     for section in sections:
         inner = values.get(section, {})
-        if name.startswith("models.reward.") and section == "reward":
+        if name.startswith(("models.reward.", "evaluate.scorer.")) and section in ("reward", "scorer"):
             inner = _as_source(inner)
         if not isinstance(inner, dict):
             raise CaiError(
                 f"{name} goes deeper than the settings do", "Write section.field=value, as in train.beta=0.2"
             )
         values[section] = values = dict(inner)
-    if name == "models.reward" and isinstance(value, str):  # the name alone: how it is read stays as it was
-        value = {**_as_source(values.get("reward")), "model": value}
+    if name in ("models.reward", "evaluate.scorer") and isinstance(value, str):
+        value = {**_as_source(values.get(field)), "model": value}  # the name alone: how it is read stays as it was
     values[field] = value
 
 

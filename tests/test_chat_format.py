@@ -1,10 +1,9 @@
-import importlib.util
 import json
-import re
 import shutil
 from pathlib import Path
 
 import pytest
+from template_families import TRL_TEMPLATES, of_trl, trl_files
 from tiny_run import TEMPLATE, make_settings, make_workspace, preference_row, tiny_tokenizer
 from tokenizers import AddedToken
 from transformers import GenerationConfig
@@ -104,8 +103,6 @@ def test_a_model_that_lists_eos_alone_gives_the_answers_of_one_that_lists_both(e
     assert given == answers("embedded:chat")
 
 
-CHAT_TEMPLATES = Path(importlib.util.find_spec("trl").origin).parent / "chat_templates"
-MARKS = re.compile(r"<[|｜/]?[A-Za-z0-9_▁]{2,24}[|｜]?>")
 CLOSING = {
     "cohere": "<|END_OF_TURN_TOKEN|>", "cohere2": "<|END_RESPONSE|>", "deepseek": "<｜end▁of▁sentence｜>",
     "diffusion_gemma": "<turn|>", "gemma": "<end_of_turn>", "gemma3": "<end_of_turn>", "gemma4": "<turn|>",
@@ -117,15 +114,9 @@ OPEN_ENDED = {"glm4moe.jinja": None, "glm4moe_training.jinja": "<|user|>"}  # cl
 ALWAYS_THINKS = ("deepseek",)
 
 
-def with_marks(file: Path):
-    tokenizer = tokenizer_with(file.read_text(encoding="utf-8"))
-    tokenizer.add_special_tokens({"additional_special_tokens": sorted(set(MARKS.findall(tokenizer.chat_template)))})
-    return tokenizer
-
-
-@pytest.mark.parametrize("file", sorted(CHAT_TEMPLATES.glob("*.jinja")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", trl_files(), ids=lambda file: file.stem)
 def test_every_template_that_trl_ships_is_understood_or_refused(file):
-    tokenizer = with_marks(file)
+    tokenizer = of_trl(file)
     if file.name.startswith(OF_PICTURES):
         with pytest.raises(CaiError, match="cannot write a question with its answer"):
             ChatFormat(tokenizer)
@@ -151,13 +142,13 @@ def test_every_template_that_trl_ships_is_understood_or_refused(file):
 
 
 def test_qwens_thinking_is_switched_off_and_said():
-    chat_format = ChatFormat(with_marks(CHAT_TEMPLATES / "qwen3.jinja"))
+    chat_format = ChatFormat(of_trl(TRL_TEMPLATES / "qwen3.jinja"))
     assert chat_format.render([{"role": "user", "content": "Hello."}]).endswith("<think>\n\n</think>\n\n")
     assert (
         chat_format.line()
         == "answers end at <eos>, <|im_end|>; system turns are written as such; thinking is switched off"
     )
-    gemma = ChatFormat(with_marks(CHAT_TEMPLATES / "gemma.jinja"))
+    gemma = ChatFormat(of_trl(TRL_TEMPLATES / "gemma.jinja"))
     assert gemma.line() == "answers end at <eos>, <end_of_turn>; system turns go in front of the question"
 
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import pytest
 from safetensors.torch import load_file, save_file
 
+from cai_helpers.calibration.accuracy import NOT_CALIBRATED
+from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.comparison import (
     Response,
@@ -14,6 +16,7 @@ from cai_helpers.evaluation.comparison import (
     compare_by_category,
     judge,
 )
+from cai_helpers.evaluation.labeller import is_own_labeller, labeller_of
 from cai_helpers.measures.degeneration import is_degenerate, repetition
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import (
@@ -26,10 +29,14 @@ from cai_helpers.models.language import (
     load_tokenizer,
 )
 from cai_helpers.models.sampling import Sampling
+from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.schema import Prompt
+from cai_helpers.scoring.judge import scorer_identity
+from cai_helpers.sections import RewardSource
 from cai_helpers.settings import load_settings
 from cai_helpers.stages import evaluate
 from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models, load_policies
+from cai_helpers.stages.score import ScoreReport
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace
 
@@ -223,10 +230,16 @@ def write_adapter(workspace, content="weights"):
 def play(monkeypatch, scripted):
     """Put scripted models in the place of real ones; returns the policies."""
 
-    def use(stage2, stage3, scores):
+    def use(stage2, stage3, scores, asked=None):
         policies = ScriptedPolicies({STAGE2: scripted(stage2), STAGE3: scripted(stage3)})
         monkeypatch.setattr(evaluate, "load_policies", lambda models, adapter: policies)
-        monkeypatch.setattr("cai_helpers.scoring.judge.load_scorer", lambda settings: ScriptedScorer(scores))
+
+        def load_scorer(settings):
+            if asked is not None:
+                asked.append(settings)
+            return ScriptedScorer(scores)
+
+        monkeypatch.setattr("cai_helpers.scoring.judge.load_scorer", load_scorer)
         return policies
 
     return use
@@ -328,6 +341,91 @@ def test_another_reward_model_scores_again_without_generating(smoke, workspace, 
     other = smoke.model_copy(update={"models": load_settings("smoke", ["models.reward.max_length=256"]).models})
     report = evaluate_models(other, workspace)
     assert (report.generated_now, report.overall.losses) == (0, 2)
+
+
+def write_labels(workspace, scorer, foreign=False):
+    """What score leaves behind of pairs that `scorer` labelled; foreign: others were curated."""
+    write_jsonl(workspace.pairs, [])
+    score = ScoreReport(
+        scorer=scorer, pairs=0, with_revision=0, revised_wins=0, draft_wins=0, ties=0, mean_delta=None, scored_now=0,
+        notes=[], seconds=0.0,
+    )  # fmt: skip
+    workspace.seal("score", {}, [workspace.pairs], score)
+    if foreign:
+        workspace.seal("curate", {"input pairs": "of another file"}, [], score)
+
+
+def evaluated(settings, workspace, play):
+    write_prompts(workspace)
+    write_adapter(workspace)
+    play([ANSWER, ANSWER], [REFUSAL, REFUSAL], SCORES)
+    return evaluate_models(settings, workspace)
+
+
+def test_a_win_rate_by_the_scorer_that_labelled_says_so_wherever_it_stands(smoke, workspace, play):
+    write_labels(workspace, scorer_identity(smoke))
+    report = evaluated(smoke, workspace, play)
+    said = "judged by its own labeller"
+    assert dict(report.summary())["win rate against Stage 2"].endswith(f"of 2 held-out prompts, {said}")
+    assert said in dict(report.summary())["verdict"]
+    assert dict(report.lines())["all prompts: win rate"].endswith(f"0 lost, {said}")
+    page = write_run_report(smoke, workspace).read_text(encoding="utf-8")
+    assert page.count(said) >= 4  # the verdict, and a win rate for each group of prompts
+    assert "The same scorer labelled the training pairs" in page
+
+
+def test_another_judge_scores_and_is_named_with_its_own_calibration(smoke, workspace, play):
+    write_labels(workspace, scorer_identity(smoke))
+    other = load_settings("smoke", ["evaluate.scorer=other/judge", "evaluate.scorer.input=chat"])
+    asked = []
+    report = evaluated(other, workspace, lambda *texts: play(*texts, asked=asked))
+    assert [(settings.models.reward, settings.score.by) for settings in asked] == [
+        (RewardSource(model="other/judge", input="chat"), "reward_model")
+    ]
+    assert report.scorer == "other/judge, chat input, 512 tokens"
+    assert dict(report.lines())["pairs labelled by"] == scorer_identity(smoke)
+    page = write_run_report(other, workspace).read_text(encoding="utf-8")
+    assert "judged by its own labeller" not in f"{report.lines()}{report.summary()}{page}"
+    assert report.trust == NOT_CALIBRATED
+
+
+def test_naming_another_judge_scores_anew_and_generates_nothing(smoke, workspace, play):
+    evaluated(smoke, workspace, play)
+    play([], [], {ANSWER: 1.0, REFUSAL: -1.0})
+    report = evaluate_models(load_settings("smoke", ["evaluate.scorer=other/judge"]), workspace)
+    assert (report.generated_now, report.overall.losses) == (0, 2)
+
+
+def test_the_labeller_is_who_scored_the_pairs_that_were_curated_here(smoke, workspace):
+    assert labeller_of(workspace) is None
+    write_labels(workspace, "a/b, pair input, 512 tokens")
+    assert labeller_of(workspace) == "a/b, pair input, 512 tokens"
+    scored = ScoreReport.model_validate(workspace.manifest("score").report)
+    workspace.seal("curate", {"input pairs": file_hash(workspace.pairs)}, [], scored)
+    assert labeller_of(workspace) == "a/b, pair input, 512 tokens"
+
+
+def test_who_labelled_pairs_from_elsewhere_is_not_known(smoke, workspace, play):
+    write_labels(workspace, scorer_identity(smoke), foreign=True)
+    report = evaluated(smoke, workspace, play)
+    assert dict(report.lines())["pairs labelled by"] == "not known: they came from elsewhere"
+    assert "own labeller" not in report.judgement.reason
+
+
+@pytest.mark.parametrize(
+    ("labelled", "judged", "same"),
+    [
+        (["models.reward=a/b"], ["models.reward=a/b", "models.reward.max_length=256"], True),
+        (["models.reward=a/b"], ["models.reward=a/b2"], False),
+        (["models.reward=a/b", "models.reward_ensemble=[c/d]"], ["models.reward=c/d"], True),
+        (["models.reward=a/b", "models.reward_ensemble=[c/d]"], ["models.reward=e/f", "models.reward_ensemble=[c/d]"], True),
+        (["score.by=ai_feedback"], ["score.by=ai_feedback"], True),
+        (["score.by=ai_feedback"], ["models.reward=a/b"], False),
+    ],
+)  # fmt: skip
+def test_a_judge_is_its_own_labeller_when_a_model_of_it_labelled(labelled, judged, same):
+    labeller, judge = (scorer_identity(load_settings("smoke", changes)) for changes in (labelled, judged))
+    assert is_own_labeller(judge, labeller) is same
 
 
 def test_a_limit_takes_a_mixture_and_the_same_one_each_time(smoke, workspace, play):

@@ -99,21 +99,24 @@ def trust_line(calibration: Calibration | None) -> str:
 
 
 def load_calibration(workspace: Workspace, identity: str) -> Calibration | None:
-    """The calibration of this very scorer, whose identity is judging.scorer_identity; None if there is none.
+    """The calibration of this very scorer, whose identity is judge.scorer_identity; None if there is none.
 
     Raises:
         CaiError: the file is damaged, or another version of this package wrote it.
     """
-    if not workspace.calibration.exists():
-        return None
-    stored = read_json(workspace.calibration, "Delete that file, and run `cai calibrate` again.")
-    try:
-        return Calibration.model_validate(stored["calibration"]) if stored["scorer"] == identity else None
-    except (KeyError, TypeError, ValidationError) as error:
-        raise CaiError(
-            f"{workspace.calibration} is not of the form that this version of cai-helpers writes.",
-            "Run `cai calibrate` again with the same --workspace.",
-        ) from error
+    for file in (workspace.calibration, workspace.calibration_of(identity)):
+        if not file.exists():
+            continue
+        stored = read_json(file, "Delete that file, and run `cai calibrate` again.")
+        try:
+            if stored["scorer"] == identity:
+                return Calibration.model_validate(stored["calibration"])
+        except (KeyError, TypeError, ValidationError) as error:
+            raise CaiError(
+                f"{file} is not of the form that this version of cai-helpers writes.",
+                "Run `cai calibrate` again with the same --workspace.",
+            ) from error
+    return None
 
 
 def trust_of_pairs(workspace: Workspace) -> str:

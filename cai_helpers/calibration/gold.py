@@ -14,7 +14,7 @@ from cai_helpers.errors import CaiError, GoldUnreachable
 from cai_helpers.models.hub import locate
 from cai_helpers.prompts.sources import Malformed, Row, as_prompt_messages, is_file, parse_transcript, read_rows
 from cai_helpers.schema import Messages
-from cai_helpers.settings import Prompts
+from cai_helpers.sections import Calibrate, Prompts
 
 # Columns of the better and of the worse one. Transcripts end on the response; our own form has `messages` beside.
 _TRANSCRIPTS = (("text_correct", "text_incorrect"), ("chosen", "rejected"))  # HHH; hh-rlhf
@@ -60,6 +60,20 @@ def read_gold(source: str, limit: int | None, seed: int) -> Gold:
         reasons = "; ".join(f"{count} left out: {reason}" for reason, count in left_out.items()) or "it is empty"
         raise CaiError(f"{source} holds no gold pair ({reasons}).", "Give a file with at least a few dozen pairs.")
     return Gold([pairs[key] for key in sorted(pairs)[:limit]], number, dict(left_out))
+
+
+def gold_source(settings: Calibrate, named: str | None) -> str:
+    """The gold pairs that were named just now, or those of the settings.
+
+    Raises:
+        CaiError: neither names any.
+    """
+    source = named or settings.gold
+    if source is None:
+        raise CaiError(
+            "No gold pairs are named.", "Set calibrate.gold to a file or a Hub dataset, or give --gold FILE."
+        )
+    return source
 
 
 def gold_identity(source: str) -> str:

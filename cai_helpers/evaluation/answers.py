@@ -27,7 +27,7 @@ def basis_of(settings: Settings, adapter: str | None) -> Fingerprint:
         "models.base": _content(settings.models.base),
         "adapter": _content(adapter),
         "models.dtype": settings.models.dtype,
-        **section("evaluate", settings.evaluate, exclude={"batch_size", "limit"}),
+        **section("evaluate", settings.evaluate, exclude={"batch_size", "limit", "scorer"}),
         "evaluate.top_p": settings.evaluate.top_p,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Completion, Message, Messages
@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 # Given to the chat template wherever a conversation is rendered, in training as well; templates that do not know it
-# pass over it. Drafts, critiques and revisions are answers: thinking aloud would eat their tokens.
-TEMPLATE_OPTIONS = {"enable_thinking": False}
+# pass over it. Drafts, critiques and revisions are answers: thinking aloud would eat their tokens. Llama 3.2 writes today's
+# date: a run that goes on tomorrow would see other prompts; this is the date that 3.1 and 3.2 fall back on by themselves.
+TEMPLATE_OPTIONS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
 _OPENS, _CLOSES = "<think>", "</think>"
 _THOUGHT = re.compile(rf"\A.*{_CLOSES}|{_OPENS}.*\Z", re.DOTALL)  # opened in the prompt, closed or cut off
 _WORD = "Fjordlight"  # stands for a text when a template is tried: no template and no trimming changes it

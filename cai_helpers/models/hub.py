@@ -12,6 +12,14 @@ from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 
 EMBEDDED = "embedded:"
+# Instruct models that anyone can load without a token and that fit a T4 (docs/MODELS.md): the choices of the notebooks' form.
+OPEN_MODELS = (
+    "Qwen/Qwen3-1.7B",
+    "Qwen/Qwen3-0.6B",
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+    "Qwen/Qwen2.5-1.5B-Instruct",
+)
+OPEN_CHOICE = f"As base model (models.base, --model) these need neither licence nor token: {', '.join(OPEN_MODELS)}."
 
 
 def locate(name: str) -> str:
@@ -68,7 +76,7 @@ def from_hub(load: Callable, name: str):
         if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
             raise CaiError(
                 f"{name} is gated: its licence must be accepted once.",
-                f"Open https://huggingface.co/{name}, accept, and set HF_TOKEN to a token of that account.",
+                f"Open https://huggingface.co/{name}, accept, and set HF_TOKEN to a token of that account. {OPEN_CHOICE}",
             ) from error
         if any(isinstance(link, RepositoryNotFoundError) for link in chain):
             raise CaiError(

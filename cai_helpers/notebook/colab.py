@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from cai_helpers import ground
 from cai_helpers.errors import CaiError
+from cai_helpers.models.hub import OPEN_CHOICE
 from cai_helpers.paths import DEFAULT_ROOT
 from cai_helpers.settings import Settings, change_settings, load_settings
 from cai_helpers.workspace import Workspace
@@ -122,7 +123,7 @@ def fetch_token() -> None:
     except (userdata.SecretNotFoundError, userdata.NotebookAccessError):
         print(
             "No Hub token: add a secret named HF_TOKEN (the key icon on the left) and give this notebook access.\n"
-            "google/gemma-2b-it is gated and needs it; open models do not."
+            f"google/gemma-2b-it is gated and needs it. {OPEN_CHOICE}"
         )
 
 

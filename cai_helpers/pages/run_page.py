@@ -14,7 +14,16 @@ from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.contents import file_hash
 from cai_helpers.critique.protocol_choice import read_choice
 from cai_helpers.errors import CaiError
-from cai_helpers.evaluation.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
+from cai_helpers.evaluation.comparison import (
+    CAUTION,
+    OWN_LABELLER,
+    READABLE_CATEGORY,
+    RULE,
+    Comparison,
+    Judgement,
+    Response,
+)
+from cai_helpers.evaluation.labeller import is_own_labeller
 from cai_helpers.manifest import Manifest
 from cai_helpers.pages.template import write_page
 from cai_helpers.pages.training_picture import save_training_plot
@@ -45,6 +54,7 @@ class Stage(NamedTuple):
 class Evaluation(NamedTuple):
     scorer: str
     trust: str  # what gold pairs say of it
+    judged: str  # what stands beside each win rate where the judge labelled the training pairs, or ""
     judgement: Judgement
     groups: list[tuple[str, Comparison]]
 
@@ -168,6 +178,7 @@ def _evaluation(manifest: Manifest | None, workspace: Workspace) -> Evaluation |
     return Evaluation(
         scorer=manifest.report["scorer"],
         trust=trust_line(load_calibration(workspace, manifest.report["scorer"])),
+        judged=OWN_LABELLER if is_own_labeller(manifest.report["scorer"], manifest.report.get("labeller")) else "",
         judgement=Judgement.model_validate(manifest.report["judgement"]),
         groups=[
             ("all prompts", Comparison.model_validate(manifest.report["overall"])),

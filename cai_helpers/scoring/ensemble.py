@@ -11,6 +11,7 @@ from cai_helpers.schema import Messages
 from cai_helpers.scoring.reward_model import RewardModel, TextScorer, load_reward_model, norming_texts, source_identity
 from cai_helpers.settings import Models
 
+_ENSEMBLE = "mean of z-scores: "  # before the identities of its members
 _CHUNK = 256  # texts that all members score before their means are given out
 
 
@@ -21,7 +22,12 @@ def reward_identity(models: Models) -> str:
 
 
 def ensemble_identity(names: list[str]) -> str:
-    return f"mean of z-scores: {'; '.join(names)}"
+    return f"{_ENSEMBLE}{'; '.join(names)}"
+
+
+def members_of(scorer: str) -> list[str]:
+    """The identities of the members of an ensemble; of another scorer its own."""
+    return scorer.removeprefix(_ENSEMBLE).split("; ") if scorer.startswith(_ENSEMBLE) else [scorer]
 
 
 def load_reward(models: Models, batch_size: int) -> TextScorer:

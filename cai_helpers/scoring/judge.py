@@ -14,6 +14,7 @@ from cai_helpers.schema import Messages
 from cai_helpers.scoring import ensemble, feedback
 from cai_helpers.scoring.questions import Question, Scorer
 from cai_helpers.scoring.reward_model import TextScorer
+from cai_helpers.sections import RewardSource
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore
 
@@ -46,6 +47,16 @@ def scorer_identity(settings: Settings) -> str:
     if settings.score.by == "ai_feedback":
         return feedback.feedback_identity(settings)
     return ensemble.reward_identity(settings.models)
+
+
+def scored_by(settings: Settings, source: RewardSource | None) -> Settings:
+    """The settings with `source` alone as the scorer; None leaves the one that labels."""
+    if source is None:
+        return settings
+    models = settings.models.model_copy(update={"reward": source, "reward_ensemble": []})
+    return settings.model_copy(
+        update={"models": models, "score": settings.score.model_copy(update={"by": "reward_model"})}
+    )
 
 
 def judge_pairs(settings: Settings, pairs: list[ResponsePair], store: JsonlStore | None = None) -> Judged:

@@ -28,7 +28,7 @@ class DownloadReport(StageReport):
 
 
 def download_models(settings: Settings, workspace: Workspace) -> DownloadReport:
-    """Make base, adapter and reward model available on this machine.
+    """Make base, adapter, reward model and judge available on this machine.
 
     Raises:
         CaiError: a model is gated, missing, or does not fit on the disk; the message says what to do.
@@ -37,6 +37,7 @@ def download_models(settings: Settings, workspace: Workspace) -> DownloadReport:
         "base model": settings.models.base,
         "Stage-2 adapter": settings.models.adapter,
         "reward model": settings.models.reward.model,
+        "judge": settings.evaluate.scorer.model if settings.evaluate.scorer else None,
     }
     folders = {role: _fetch(name, workspace) for role, name in wanted.items() if name is not None}
     return DownloadReport(

@@ -14,6 +14,7 @@ from cai_helpers.errors import CaiError, StoppedByHand
 from cai_helpers.evaluation.answers import Answers, Keep, answer, basis_of, known_answers, run_of
 from cai_helpers.evaluation.comparison import (
     CAUTION,
+    OWN_LABELLER,
     READABLE_CATEGORY,
     Change,
     Comparison,
@@ -23,6 +24,7 @@ from cai_helpers.evaluation.comparison import (
     compare_by_category,
     judge,
 )
+from cai_helpers.evaluation.labeller import is_own_labeller, labeller_of
 from cai_helpers.evaluation.policies import load_policies
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.manifest import Fingerprint
@@ -33,10 +35,12 @@ from cai_helpers.models.language import STAGE2, STAGE3
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
 from cai_helpers.readiness.needs import require_ready, require_scorer
 from cai_helpers.schema import BENIGN, Completion, Prompt, StageReport
-from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
+from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scored_by, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace, holds_workspace
+
+_JUDGE, _LABELLER = "models.reward", "pairs labelled by"  # in the fingerprint
 
 
 class EvaluateReport(StageReport):
@@ -48,6 +52,12 @@ class EvaluateReport(StageReport):
     generated_now: int  # answers; the others were there already
     seconds: float
     trust: str = NOT_CALIBRATED  # what gold pairs say of the scorer, see calibration.trust_line
+    labeller: str | None = None  # who labelled the training pairs; None: not known, they came from elsewhere
+
+    @property
+    def judged(self) -> str:
+        """What stands beside a win rate whose judge labelled the training pairs."""
+        return f", {OWN_LABELLER}" if is_own_labeller(self.scorer, self.labeller) else ""
 
     def title(self) -> str:
         return "Evaluation against Stage 2"
@@ -56,14 +66,15 @@ class EvaluateReport(StageReport):
         return [
             ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
             ("caution", CAUTION),
-            ("scored by", self.scorer),
+            ("judged by", self.scorer),
+            ("pairs labelled by", self._labelled()),
             ("gold pairs", self.trust),
             *self.notes,
-            *_comparison_lines("all prompts", self.overall),
+            *_comparison_lines("all prompts", self.overall, self.judged),
             *(
                 line
                 for name, comparison in self.by_category.items()
-                for line in _comparison_lines(_readable(name), comparison)
+                for line in _comparison_lines(_readable(name), comparison, self.judged)
             ),
             ("this call", f"{self.generated_now} answers generated; {self.seconds:.0f} s"),
         ]
@@ -71,8 +82,8 @@ class EvaluateReport(StageReport):
     def summary(self) -> list[tuple[str, str]]:
         wins = f"{self.overall.win_rate.percent()} of {self.overall.prompts} held-out prompts"
         return [
-            ("win rate against Stage 2", wins),
-            ("the scorer, on gold pairs", self.trust),
+            ("win rate against Stage 2", wins + self.judged),
+            ("the judge, on gold pairs", self.trust),
             *(
                 (f"refusals of {_readable(name)}", _change(comparison.refusals))
                 for name, comparison in self.by_category.items()
@@ -80,11 +91,19 @@ class EvaluateReport(StageReport):
             ("verdict", f"{self.judgement.verdict}: {self.judgement.reason}"),
         ]
 
+    def _labelled(self) -> str:
+        if self.labeller is None:
+            return "not known: they came from elsewhere"
+        if self.judged:
+            return "the same: that it prefers Stage 3 says that training obeyed; name another judge in evaluate.scorer"
+        return self.labeller
+
 
 @holds_workspace
 def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
     """Compare the trained adapter with Stage 2 and write evaluation/responses.jsonl and reports/refusals.png.
 
+    The judge is evaluate.scorer, or the scorer that labels where none is named; beside its own labels' win rate that is said.
     Answers are kept batch by batch in evaluation/answers.jsonl, by what they depend on: a killed call resumes, another
     reward model scores again without generating, and a newly trained adapter reuses Stage 2's answers.
 
@@ -112,9 +131,12 @@ def evaluate_models(settings: Settings, workspace: Workspace) -> EvaluateReport:
         answers |= _generate(settings, adapter, missing, runs, store)
         release_memory()  # the reward model needs the room
 
-    responses, notes = _scored(settings, prompts, answers, JsonlStore(workspace.evaluation_scores))
+    judge_settings = scored_by(settings, settings.evaluate.scorer)
+    responses, notes = _scored(judge_settings, prompts, answers, JsonlStore(workspace.evaluation_scores))
     write_jsonl(workspace.responses, (response.model_dump() for response in responses))
-    report = _report(settings, responses, notes, generated, time.monotonic() - started)
+    report = _report(
+        fingerprint[_JUDGE], fingerprint[_LABELLER], responses, notes, generated, time.monotonic() - started
+    )
     report = report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
     picture = save_evaluation_plot(report.overall, report.by_category, workspace.picture("refusals"))
     workspace.note_metrics("evaluate", report)
@@ -137,7 +159,8 @@ def _held_out(settings: Settings, workspace: Workspace) -> list[Prompt]:
 
 def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
     return {
-        "models.reward": scorer_identity(settings),
+        _JUDGE: scorer_identity(scored_by(settings, settings.evaluate.scorer)),
+        _LABELLER: labeller_of(workspace),
         "evaluate.limit": settings.evaluate.limit,
         "stage 2": basis_of(settings, settings.models.adapter),
         "input adapter": file_hash(workspace.adapter),
@@ -197,13 +220,19 @@ def _response(
 
 
 def _report(
-    settings: Settings, responses: list[Response], notes: list[tuple[str, str]], generated: int, seconds: float
+    scorer: str,
+    labeller: str | None,
+    responses: list[Response],
+    notes: list[tuple[str, str]],
+    generated: int,
+    seconds: float,
 ) -> EvaluateReport:
     overall, by_category = compare(responses), compare_by_category(responses)
     return EvaluateReport(
-        scorer=scorer_identity(settings),
+        scorer=scorer,
+        labeller=labeller,
         notes=notes,
-        judgement=judge(overall, by_category.get(BENIGN)),
+        judgement=judge(overall, by_category.get(BENIGN), is_own_labeller(scorer, labeller)),
         overall=overall,
         by_category=by_category,
         generated_now=generated,
@@ -211,12 +240,12 @@ def _report(
     )
 
 
-def _comparison_lines(name: str, comparison: Comparison) -> list[tuple[str, str]]:
+def _comparison_lines(name: str, comparison: Comparison, judged: str) -> list[tuple[str, str]]:
     lines = [
         ("prompts", str(comparison.prompts)),
         (
             "win rate",
-            f"{comparison.win_rate.percent()}: {comparison.wins} won, {comparison.ties} tied, {comparison.losses} lost",
+            f"{comparison.win_rate.percent()}: {comparison.wins} won, {comparison.ties} tied, {comparison.losses} lost{judged}",
         ),
         (
             "mean reward difference",

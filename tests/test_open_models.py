@@ -1,0 +1,76 @@
+"""Without a Hub token: the form offers models that need none, and what is refused names them."""
+
+import json
+import re
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import get_session
+from huggingface_hub.errors import GatedRepoError
+
+from cai_helpers.doctor import examine
+from cai_helpers.errors import CaiError
+from cai_helpers.models.hub import OPEN_MODELS, from_hub
+from cai_helpers.notebook import colab
+from cai_helpers.settings import Settings, load_settings
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize("notebook", ["00_setup", "run_all"])
+def test_the_form_offers_gemma_first_then_every_open_model_and_takes_any_other(notebook):
+    cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "".join(line for cell in cells for line in cell["source"])
+    [(default, choices)] = re.findall(r'^base_model = "(.*?)"  #@param (\[.*?\]) \{allow-input: true\}$', text, re.M)
+    assert default == Settings().models.base == "google/gemma-2b-it"
+    assert json.loads(choices) == [default, *OPEN_MODELS]
+
+
+def gated(*_args, **_options):
+    http = get_session()
+    request = http.build_request("GET", "https://huggingface.co/google/gemma-2b-it")
+    library = __import__(type(http).__module__.partition(".")[0])
+    refusal = GatedRepoError("Access is restricted.", response=library.Response(401, request=request))
+    raise OSError("You are trying to access a gated repo.") from refusal  # as transformers wraps it
+
+
+def test_what_the_hub_refuses_for_its_licence_names_models_without_one():
+    with pytest.raises(CaiError, match="google/gemma-2b-it is gated") as refused:
+        from_hub(gated, "google/gemma-2b-it")
+    assert [name for name in OPEN_MODELS if name not in refused.value.todo] == []
+
+
+def tokens(base: str, workspace, monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "auth_check", lambda name: None)
+    checks = examine(load_settings("t4", [f"models.base={base}"]), workspace)
+    return next(check for check in checks if check.name == "Hub token")
+
+
+def test_the_doctor_asks_for_a_token_only_where_a_model_may_need_one(workspace, monkeypatch):
+    assert [tokens(name, workspace, monkeypatch).ok for name in OPEN_MODELS] == [True] * len(OPEN_MODELS)
+    missing = tokens("google/gemma-2b-it", workspace, monkeypatch)
+    assert not missing.ok
+    assert OPEN_MODELS[0] in missing.todo
+
+
+def test_a_colab_without_the_secret_is_told_of_models_that_need_none(monkeypatch, capsys):
+    from types import ModuleType
+
+    refused = type("SecretNotFoundError", (Exception,), {})
+    userdata = ModuleType("google.colab.userdata")
+    userdata.SecretNotFoundError, userdata.NotebookAccessError = refused, type("NotebookAccessError", (Exception,), {})
+
+    def get(name):
+        raise refused(name)
+
+    userdata.get = get
+    package = ModuleType("google.colab")
+    package.userdata = userdata
+    monkeypatch.setitem(__import__("sys").modules, "google.colab", package)
+    monkeypatch.setattr(colab, "in_colab", lambda: True)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    colab.fetch_token()
+    told = capsys.readouterr().out
+    assert [name for name in OPEN_MODELS if name not in told] == []
