@@ -10,6 +10,7 @@ from cai_helpers.calibration.gold import Gold, gold_source, read_gold
 from cai_helpers.calibration.trial import CalibrateReport, keep_trial, trial_basis, try_scorer
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.pages.calibration_picture import save_calibration_plot
+from cai_helpers.readiness.scorer import scorer_has_worked
 from cai_helpers.scoring.judge import scored_by, scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import write_json
