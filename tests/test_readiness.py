@@ -250,7 +250,7 @@ def test_ctrl_c_while_it_is_tried_is_one_sentence(workspace, monkeypatch):
     monkeypatch.setattr("cai_helpers.readiness.policy._KNOWN", {})
     result = invoked(workspace)
     assert result.exit_code == 130
-    assert "Error: Stopped by hand while it was tried whether all is ready; nothing was started." in result.output
+    assert "Stopped by hand while it was tried whether all is ready; nothing was started." in result.output
 
 
 def test_a_model_that_says_nothing_is_refused(scripted):
