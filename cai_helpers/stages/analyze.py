@@ -9,6 +9,7 @@ from cai_helpers.analysis.frame import read_frame
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Example, Group, LengthBias, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.calibration.threshold import threshold_of
 from cai_helpers.contents import file_hash
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.pages.pair_pictures import save_pair_plots
@@ -67,7 +68,7 @@ def analyze_pairs(settings: Settings, workspace: Workspace, file: Path | None = 
         "input pairs": file_hash(source),
         "input curation": file_hash(workspace.curation_stats),
         "scorer, on gold pairs": trust_of_pairs(workspace),
-        "curate.min_delta": settings.curate.min_delta,
+        "curate.min_delta": threshold_of(settings, workspace).value,
     }
     if (report := workspace.finished("analyze", fingerprint, AnalyzeReport)) is not None:
         return report
@@ -117,7 +118,8 @@ def _analyze(
     settings: Settings, workspace: Workspace, source: Path, folder: Path, curation: dict | None, trust: str | None
 ) -> AnalyzeReport:
     frame = read_frame(source)
-    statistics = analyze_frame(frame, max(TIE, settings.curate.min_delta))
+    threshold = threshold_of(settings, workspace, from_elsewhere=trust is None)
+    statistics = analyze_frame(frame, max(TIE, threshold.value))
     findings = diagnose(statistics)
     if curation is not None and curation["generated"] != len(frame):  # it was counted on another file
         curation = None
