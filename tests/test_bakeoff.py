@@ -125,10 +125,12 @@ def test_why_none_is_recommended_is_said_with_what_to_try_in_order_of_cost():
     assert nothing.why == "no protocol made a revision that scores otherwise than its draft."
     losing = choose_protocol([entry("a", 0, 0, 1.0), entry("b", 2, 3, 1.0)])
     assert losing.why == "no protocol has more winning revisions than losing ones on 24 prompts."
-    assert "generate.constitution), a larger models.base, an endpoint as critic (generate.critic=api)" in losing.remedy
+    assert (
+        "generate.constitution), an endpoint as critic (generate.critic=api), a larger models.base, or" in losing.remedy
+    )
     chance = choose_protocol([entry("a", 6, 4, 1.0)])
     assert chance.why == "the best, a, won 6 of 10 decided pairs, which a tossed coin may do too."
-    assert chance.remedy.startswith("More prompts may tell (cai bakeoff --n 48). In order of cost, try another wording")
+    assert chance.remedy.startswith("More prompts may tell (cai bakeoff --n 48). In order of cost, try several answers")
 
 
 @pytest.mark.parametrize(("decided", "share"), [(0, None), (3, None), (4, 1.0), (10, 0.9), (29, 20 / 29), (100, 0.6)])
@@ -169,7 +171,7 @@ def test_without_a_winner_nothing_is_recommended_and_generate_stops_until_a_prot
     assert dict(report.lines())["recommended"].startswith("none: no protocol made a revision that scores otherwise")
     with pytest.raises(CaiError, match="The bake-off recommends no protocol: no protocol made a revision") as raised:
         generate_pairs(settings, workspace)
-    assert "In order of cost, try another wording" in str(raised.value)
+    assert "In order of cost, try several answers that the scorer judges (samples/4" in str(raised.value)
     assert not workspace.traces.exists()
     assert "The bake-off recommends no protocol" in write_run_report(settings, workspace).read_text()
     named = settings.model_copy(update={"generate": settings.generate.model_copy(update={"protocol": "single/bad"})})
@@ -247,7 +249,12 @@ def test_a_killed_bakeoff_goes_on_without_repeating_a_row_and_more_prompts_keep_
     assert process.returncode == 9, process.stderr[-2000:]
     assert len(list(read_jsonl(workspace.bakeoff.parent / "single-good.jsonl"))) == 8  # of 16: the batch that was made
     resumed = compare_protocols(planted, workspace, 16)
-    assert [key.rpartition("/")[2] for key in generated_keys] == ["critique"] * 24  # 8 of one, 16 of the other
+    # 8 critiques of one protocol, 16 of the other; then three more drafts for samples/4
+    assert [key.split("/", 1)[1] for key in generated_keys] == ["critique"] * 24 + [
+        "draft/1",
+        "draft/2",
+        "draft/3",
+    ] * 16
 
     resumed_rows, whole_rows = (
         [one.model_copy(update={"seconds_a_pair": 0}) for one in report.entries] for report in (resumed, whole.report)

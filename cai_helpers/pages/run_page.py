@@ -10,8 +10,8 @@ import yaml
 from cai_helpers.analysis.diagnosis import Finding
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
+from cai_helpers.calibration.differences import read_choice
 from cai_helpers.contents import file_hash
-from cai_helpers.critique.protocol_choice import read_choice
 from cai_helpers.evaluation.comparison import CAUTION, READABLE_CATEGORY, RULE, Comparison, Judgement, Response
 from cai_helpers.manifest import Manifest
 from cai_helpers.pages.template import write_page
@@ -118,11 +118,7 @@ def _why_missing(name: str, workspace: Workspace, stopped: str | None) -> str:
                 f"{curation.report['kept']} usable pairs are left, and training needs {curation.report['min_pairs']}: "
                 "fewer teach little but noise. The table above has the reasons."
             )
-    if (
-        name == "generate"
-        and workspace.bakeoff.exists()
-        and (choice := read_choice(workspace.bakeoff)).protocol is None
-    ):
+    if name == "generate" and workspace.bakeoff.exists() and (choice := read_choice(workspace)).protocol is None:
         return f"The bake-off recommends no protocol: {choice.why} {choice.remedy}"
     return f"Run `cai {name}` or notebook {NOTEBOOK_OF_STAGE[name]} in this workspace."
 

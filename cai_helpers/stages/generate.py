@@ -10,8 +10,9 @@ from typing import NamedTuple
 from pydantic import Field
 from tqdm.auto import tqdm
 
+from cai_helpers.calibration.differences import read_choice
 from cai_helpers.critique.critic import Critic, load_critic, make_traces, trace_basis
-from cai_helpers.critique.protocol_choice import Choice, read_choice, require_protocol
+from cai_helpers.critique.protocol_choice import Choice, require_protocol
 from cai_helpers.critique.samples import is_samples
 from cai_helpers.errors import StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import use_threads
@@ -136,10 +137,13 @@ def chosen_protocol(settings: Settings, workspace: Workspace) -> str:
     """
     if settings.generate.protocol != "auto":
         return settings.generate.protocol
-    choice = read_choice(workspace.bakeoff) if workspace.bakeoff.exists() else Choice("single/short", "")
+    choice = read_choice(workspace) if workspace.bakeoff.exists() else Choice("single/short", "")
     begun = workspace.begun("generate")
     if begun is None:
-        return require_protocol(choice)
+        protocol = require_protocol(choice)
+        if is_samples(protocol):
+            workspace.say("generate", f"takes {protocol}: {choice.why}")
+        return protocol
     used = begun["generate.protocol"]
     if choice.protocol is None:
         workspace.say("generate", f"WARNING: goes on with {used}, as begun, but the bake-off says: {choice.why}")
