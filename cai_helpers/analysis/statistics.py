@@ -57,6 +57,11 @@ class Example(Record):
     category: str
     principle_ids: list[str]
     critic_notes: str
+    outcome: str = "unknown"
+
+    @property
+    def sides(self) -> SideNames:
+        return side_names({self.outcome})
 
 
 class Statistics(Record):

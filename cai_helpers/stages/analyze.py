@@ -42,8 +42,8 @@ class AnalyzeReport(StageReport):
             *_trust_lines(self.trust),
             *(found or [("findings", "none")]),
             *statistics_lines(self.statistics),
-            *_example_lines("worst revision", self.statistics.worst),
-            *_example_lines("best revision", self.statistics.best),
+            *([] if self.statistics.sampled else _example_lines("worst revision", self.statistics.worst)),
+            *_example_lines("clearest pair" if self.statistics.sampled else "best revision", self.statistics.best),
             ("page", self.page),
         ]
 
@@ -89,6 +89,25 @@ def statistics_lines(statistics: Statistics) -> list[tuple[str, str]]:
     return [
         ("pairs", f"{one.rows}, of which {one.compared} have two texts with two scores"),
         ("outcomes", ", ".join(f"{name} {count}" for name, count in one.outcomes.items())),
+        *(_lines_of_samples(one) if one.sampled else _lines_of_revisions(one)),
+        ("mean delta", _number(one.mean_delta)),
+        ("median delta", _number(one.median_delta)),
+        ("chosen side", ", ".join(f"{name} {count}" for name, count in one.chosen.items()) or "none"),
+        *([] if one.sampled else [("principles", f"{one.distinct_principles} in use{evenness}")]),
+        *((f"  {group.name}", _group(group, one.sampled)) for group in one.principles[:_GROUPS_LISTED]),
+        *((f"category {group.name}", _group(group, one.sampled)) for group in one.categories),
+        (f"mean length, {one.sides.base} → {one.sides.revised}", length),
+        ("longer side wins", _length(one.length_bias)),
+        ("  where both answer or both refuse", _length(one.length_bias_like_for_like)),
+        ("answer → refusal", f"{moved.answer_to_refusal}; refusal → answer {moved.refusal_to_answer}; "
+         f"both answer {moved.answer_to_answer}; both refuse {moved.refusal_to_refusal}"),
+        ("prompts without context", f"{_percent(one.context_free)}; {one.multi_turn} have earlier turns"),
+        ("repeated prompts", str(one.duplicates)),
+    ]  # fmt: skip
+
+
+def _lines_of_revisions(one: Statistics) -> list[tuple[str, str]]:
+    return [
         ("usable critic outputs", _percent(one.usable)),
         ("both sides identical", f"{_percent(one.identical_all)} of all rows"),
         ("", f"{_percent(one.identical_attempted)} of the {one.attempted} attempted revisions (kept drafts left out)"),
@@ -98,20 +117,16 @@ def statistics_lines(statistics: Statistics) -> list[tuple[str, str]]:
         ("revision scores higher", f"{one.revised_better}; draft {one.base_better}; "
          f"ties {one.ties} (|delta| ≤ {one.tie_threshold:g})"),
         ("revision's win rate", f"{_percent(one.wins)}, ties as half"),
-        ("mean delta", _number(one.mean_delta)),
-        ("median delta", _number(one.median_delta)),
-        ("chosen side", ", ".join(f"{name} {count}" for name, count in one.chosen.items()) or "none"),
-        ("principles", f"{one.distinct_principles} in use{evenness}"),
-        *((f"  {group.name}", _group(group)) for group in one.principles[:_GROUPS_LISTED]),
-        *((f"category {group.name}", _group(group)) for group in one.categories),
-        ("mean length, draft → revision", length),
-        ("longer side wins", _length(one.length_bias)),
-        ("  where both answer or both refuse", _length(one.length_bias_like_for_like)),
-        ("answer → refusal", f"{moved.answer_to_refusal}; refusal → answer {moved.refusal_to_answer}; "
-         f"both answer {moved.answer_to_answer}; both refuse {moved.refusal_to_refusal}"),
-        ("prompts without context", f"{_percent(one.context_free)}; {one.multi_turn} have earlier turns"),
-        ("repeated prompts", str(one.duplicates)),
     ]  # fmt: skip
+
+
+def _lines_of_samples(one: Statistics) -> list[tuple[str, str]]:
+    """That the best sample wins is by construction, so no win rate is shown."""
+    return [
+        ("two usable samples", f"{_percent(one.usable)} of the prompts"),
+        ("topic fit, worst → best sample", f"{_percent(one.draft_fit)} → {_percent(one.revision_fit)} (50 %: chance)"),
+        ("best sample scores higher", f"by construction; ties {one.ties} (|delta| ≤ {one.tie_threshold:g})"),
+    ]
 
 
 def _analyze(
@@ -168,7 +183,8 @@ def _example_lines(name: str, examples: list[Example]) -> list[tuple[str, str]]:
     return [
         (
             f"{name} {one.delta:+.2f}",
-            f"{_short(one.prompt)}\n  draft: {_short(one.base_response)}\n  revision: {_short(one.revised_response)}",
+            f"{_short(one.prompt)}\n  {one.sides.base}: {_short(one.base_response)}\n"
+            f"  {one.sides.revised}: {_short(one.revised_response)}",
         )
         for one in examples[:_EXAMPLES_LISTED]
     ]
@@ -187,8 +203,9 @@ def _number(mean: Interval | None) -> str:
     return "too few pairs" if mean is None else mean.number()
 
 
-def _group(group: Group) -> str:
-    return f"{group.rows} rows; revision wins {_percent(group.wins)}, mean delta {_number(group.mean_delta)}"
+def _group(group: Group, sampled: bool) -> str:
+    wins = "" if sampled else f"revision wins {_percent(group.wins)}, "
+    return f"{group.rows} rows; {wins}mean delta {_number(group.mean_delta)}"
 
 
 def _length(bias: LengthBias) -> str:
