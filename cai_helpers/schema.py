@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Collection
+from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import TypedDict
 
 Role = Literal["system", "user", "assistant"]
@@ -21,7 +22,8 @@ Messages = list[Message]
 
 HARMFUL, BENIGN = "harmless", "helpful"  # categories of prompts, named after the virtue that is tested
 
-# Why a pair is what it is. Only `revised` carries a revision; every other outcome keeps the draft and says why.
+# Why a pair is what it is. Only `revised` carries a revision, only `sampled` two samples; every other outcome keeps the
+# draft and says why.
 Outcome = Literal[
     "revised",
     "kept",
@@ -32,6 +34,9 @@ Outcome = Literal[
     "degenerate",
     "unparsed",
     "refused_to_critique",
+    "sampled",
+    "samples_alike",
+    "samples_unusable",
 ]
 OUTCOME_MEANING: dict[str, str] = {
     "revised": "the critic wrote a usable revision",
@@ -43,9 +48,30 @@ OUTCOME_MEANING: dict[str, str] = {
     "degenerate": "the revision goes round in circles",
     "unparsed": "the output does not have the form that was asked for",
     "refused_to_critique": "the critic refused instead of criticising",
+    "sampled": "both texts are the model's own: the worst and the best of its samples, by the scorer",
+    "samples_alike": "fewer than two of the samples differ",
+    "samples_unusable": "fewer than two of the samples are whole answers",
 }
+TWO_SIDED = frozenset({"revised", "sampled", "unknown"})  # outcomes of pairs that have two texts to compare
+SAMPLED = frozenset({"sampled", "samples_alike", "samples_unusable"})
 
 Side = Literal["base", "revised"]
+
+
+class SideNames(NamedTuple):
+    """What the two sides of a pair are called to a person."""
+
+    base: str
+    revised: str
+
+
+DRAFT_AND_REVISION = SideNames("draft", "revision")
+WORST_AND_BEST = SideNames("worst sample", "best sample")
+
+
+def side_names(outcomes: Collection[str]) -> SideNames:
+    """The names for pairs of these outcomes; a run has samples or revisions, never both."""
+    return WORST_AND_BEST if SAMPLED & set(outcomes) else DRAFT_AND_REVISION
 
 
 class Record(BaseModel):
@@ -123,17 +149,27 @@ class Trace(Record):
     protocol: str
     critic_outputs: list[str]  # raw, one entry a critic call, in order
     critique: str
-    revision: str  # equals `draft` unless outcome is "revised"
+    revision: str  # equals `draft` unless outcome is "revised"; which samples make the pair, the scorer says later
     outcome: Outcome
     reason: str  # one sentence: why this outcome
     tokens: int  # generated for this row, all calls together
+    drafts: list[Completion] = []  # of the protocol samples/k: all k, `draft` first; none under a critic
+
+    @model_serializer(mode="wrap")
+    def _no_drafts_no_column(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Rows of a critic have the columns they always had."""
+        row = write(self)
+        if not self.drafts:
+            del row["drafts"]
+        return row
 
 
 class ScoredPair(Record):
     """A trace with both reward scores; the first eight columns are the ones the method's users have on disk.
 
-    A failed revision (any outcome but "revised" and "kept") has no revised_score and no chosen side: the fallback to
-    the draft is there to be read, never to be taken for a verdict.
+    A failed revision (any outcome but "revised", "kept" and "sampled") has no revised_score and no chosen side: the
+    fallback to the draft is there to be read, never to be taken for a verdict. Of a sampled pair the base response is the
+    worst sample and the revised one the best.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # files from elsewhere may carry columns of their own

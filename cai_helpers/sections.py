@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, field_validator, model_validator
 
@@ -124,7 +124,8 @@ class Calibrate(Section):
 
 
 class Curate(Section):
-    min_delta: float = Field(0.0, ge=0)  # |score difference| below which the reward model's label is noise
+    # |score difference| below which the scorer's label is noise; auto: from where on `cai calibrate` found it right
+    min_delta: Annotated[float, Field(ge=0)] | Literal["auto"] = 0.0
     revised_wins_only: bool = False  # False: the pair's direction is what the reward model says
     drop_degenerate: bool = True  # pairs of which a side goes round in circles
     max_length_ratio: float | None = Field(None, gt=1)  # words of the longer side over those of the shorter one
@@ -136,6 +137,16 @@ class Curate(Section):
     eval_fraction: float = Field(0.1, gt=0, lt=0.5)  # of the pairs, held out by prompt for the DPO eval loss
     min_pairs: int = Field(100, ge=2)  # fewer, and training refuses
     strict: bool = False  # True: training also refuses when another line of the gate falls short
+
+    @property
+    def least_delta(self) -> float:
+        """min_delta as a number; infinite where no difference is trusted. "auto" must have become one before."""
+        if self.min_delta == "auto":
+            raise ValueError("curate.min_delta=auto is a number only once calibration.threshold has looked it up")
+        return self.min_delta
+
+    def with_least_delta(self, value: float) -> Curate:
+        return self.model_copy(update={"min_delta": value})
 
 
 # Which DPO loss, when:

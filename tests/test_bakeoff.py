@@ -9,13 +9,14 @@ from typing import NamedTuple
 import pytest
 
 from cai_helpers.critique.protocol_choice import Entry, choose_protocol, told_from_chance
+from cai_helpers.critique.sampled_entry import Labels, SampledEntry
 from cai_helpers.errors import CaiError
-from cai_helpers.measures.intervals import proportion
+from cai_helpers.measures.intervals import Interval, proportion
 from cai_helpers.models.language import LanguageModel
 from cai_helpers.pages.run_page import write_run_report
-from cai_helpers.sections import RewardSource
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.stages.bakeoff import BakeoffReport, compare_protocols
+from cai_helpers.stages.calibrate import calibrate_scorer
 from cai_helpers.stages.generate import chosen_protocol, generate_pairs
 from cai_helpers.store import read_jsonl, write_json
 from cai_helpers.workspace import Workspace
@@ -126,10 +127,12 @@ def test_why_none_is_recommended_is_said_with_what_to_try_in_order_of_cost():
     assert nothing.why == "no protocol made a revision that scores otherwise than its draft."
     losing = choose_protocol([entry("a", 0, 0, 1.0), entry("b", 2, 3, 1.0)])
     assert losing.why == "no protocol has more winning revisions than losing ones on 24 prompts."
-    assert "generate.constitution), a larger models.base, an endpoint as critic (generate.critic=api)" in losing.remedy
+    assert (
+        "generate.constitution), an endpoint as critic (generate.critic=api), a larger models.base, or" in losing.remedy
+    )
     chance = choose_protocol([entry("a", 6, 4, 1.0)])
     assert chance.why == "the best, a, won 6 of 10 decided pairs, which a tossed coin may do too."
-    assert chance.remedy.startswith("More prompts may tell (cai bakeoff --n 48). In order of cost, try another wording")
+    assert chance.remedy.startswith("More prompts may tell (cai bakeoff --n 48). In order of cost, try several answers")
 
 
 @pytest.mark.parametrize(("decided", "share"), [(0, None), (3, None), (4, 1.0), (10, 0.9), (29, 20 / 29), (100, 0.6)])
@@ -170,7 +173,7 @@ def test_without_a_winner_nothing_is_recommended_and_generate_stops_until_a_prot
     assert dict(report.lines())["recommended"].startswith("none: no protocol made a revision that scores otherwise")
     with pytest.raises(CaiError, match="The bake-off recommends no protocol: no protocol made a revision") as raised:
         generate_pairs(settings, workspace)
-    assert "In order of cost, try another wording" in str(raised.value)
+    assert "In order of cost, try several answers that the scorer judges (samples/4" in str(raised.value)
     assert not workspace.traces.exists()
     assert "The bake-off recommends no protocol" in write_run_report(settings, workspace).read_text()
     named = settings.model_copy(update={"generate": settings.generate.model_copy(update={"protocol": "single/bad"})})
@@ -178,6 +181,90 @@ def test_without_a_winner_nothing_is_recommended_and_generate_stops_until_a_prot
     workspace.begin("generate", {"generate.protocol": "single/short"})
     assert chosen_protocol(settings, workspace) == "single/short"
     assert "WARNING: goes on with single/short, as begun, but the bake-off says" in capsys.readouterr().out
+
+
+FAILING = 'single:\n  bad: "{conversation}"\n'
+
+
+def test_where_every_critic_fails_samples_are_recommended_only_once_the_scorer_is_calibrated(
+    workspace, tmp_path, capsys
+):
+    settings = planted_settings(tmp_path, FAILING)
+    report = compare_protocols(settings, workspace, 16)
+    assert [entry.protocol for entry in report.all_entries()] == ["single/bad", "samples/4"]
+    assert report.rows()[1]["revised wins"] == "by construction"
+    assert report.recommended is None
+    why = dict(report.lines())["recommended"]
+    assert "Nor can samples/4 be recommended: best less worst +" in why
+    assert "whether labels are right there, `cai calibrate` must tell first" in why
+    with pytest.raises(CaiError, match="The bake-off recommends no protocol"):
+        generate_pairs(settings, workspace)
+
+    calibrate_scorer(settings, workspace)
+    again = compare_protocols(settings, workspace, 16)  # the stored one, judged by the calibration that came after it
+    assert again.samples[0].deltas == report.samples[0].deltas
+    assert again.recommended == "samples/4"
+    assert "16 of 16 (100%) reach the calibration's min_delta 0.00; labels right in" in dict(again.lines())["samples/4"]
+    assert chosen_protocol(settings, workspace) == "samples/4"
+    assert "Set curate.min_delta=auto with it" in capsys.readouterr().out
+
+
+def test_the_samples_of_a_bakeoff_are_those_that_generate_makes(whole, tmp_path):
+    rows = {row["id"]: row for row in read_jsonl(whole.workspace.bakeoff.parent / "samples-4.jsonl")}
+    changes = {
+        "prompts": whole.settings.prompts.model_copy(update={"limit": 4}),
+        "generate": whole.settings.generate.model_copy(update={"protocol": "samples/4"}),
+    }
+    generated = Workspace(tmp_path / "generated")
+    generate_pairs(whole.settings.model_copy(update=changes), generated)
+    traces = list(read_jsonl(generated.traces))
+    assert len(traces) == 4
+    assert all({**trace, "seconds": rows[trace["id"]]["seconds"]} == rows[trace["id"]] for trace in traces)
+
+
+def sampled(right: Interval | None, min_delta: float | None = 0.5, above: int = 10) -> SampledEntry:
+    labels = Labels(min_delta=min_delta, above=above, right=right)
+    return SampledEntry(
+        protocol="samples/4",
+        prompts=24,
+        outcomes={"sampled": 24},
+        deltas=[1.0] * 24,
+        tokens_a_pair=9,
+        seconds_a_pair=0.1,
+        labels=labels,
+    )
+
+
+@pytest.mark.parametrize(
+    ("entries", "samples", "best"),
+    [
+        (
+            [("a", 14, 0, 1.0)],
+            sampled(proportion(99, 100)),
+            "a",
+        ),  # a critic that wins goes before samples, however sure
+        ([("a", 0, 9, 1.0)], sampled(proportion(70, 100)), "samples/4"),
+        ([("a", 6, 4, 1.0)], sampled(proportion(70, 100)), "samples/4"),
+        ([("a", 0, 9, 1.0)], sampled(proportion(55, 100)), None),  # a coin may be right as often
+        ([("a", 0, 9, 1.0)], sampled(None, min_delta=None, above=0), None),
+        ([("a", 0, 9, 1.0)], sampled(None, above=0), None),
+        ([("a", 0, 9, 1.0)], sampled(proportion(99, 100)).model_copy(update={"labels": None}), None),
+    ],
+)
+def test_samples_never_win_by_wins_but_only_by_labels_that_gold_pairs_trust(entries, samples, best):
+    choice = choose_protocol([entry(*values) for values in entries], [samples])
+    assert choice.protocol == best
+    if best is None:
+        assert "Nor can samples/4 be recommended" in choice.line()
+        assert "In order of cost, try several answers that the scorer judges (samples/4" in choice.remedy
+
+
+def test_without_randomness_samples_are_no_part_of_a_bakeoff(workspace, tmp_path):
+    settings = planted_settings(tmp_path, FAILING)
+    greedy = settings.model_copy(update={"generate": settings.generate.model_copy(update={"temperature": 0.0})})
+    assert compare_protocols(greedy, workspace, 2).samples == []
+    with pytest.raises(CaiError, match="all samples would be the same text"):
+        compare_protocols(greedy, workspace, 2, ["samples/4"])
 
 
 def test_a_stored_result_that_recommends_what_never_won_is_judged_by_the_same_rule(workspace, smoke):
@@ -197,9 +284,8 @@ def test_a_stored_result_that_recommends_what_never_won_is_judged_by_the_same_ru
 
 
 def test_a_scorer_that_cannot_be_loaded_is_noticed_before_the_first_draft(workspace, planted, generated_keys):
-    missing = planted.model_copy(
-        update={"models": planted.models.model_copy(update={"reward": RewardSource(model="no/such-model")})}
-    )
+    reward = planted.models.reward.model_copy(update={"model": "no/such-model"})
+    missing = planted.model_copy(update={"models": planted.models.model_copy(update={"reward": reward})})
     with pytest.raises(CaiError, match="no/such-model"):
         compare_protocols(missing, workspace, 4)
     assert generated_keys == []
@@ -250,7 +336,12 @@ def test_a_killed_bakeoff_goes_on_without_repeating_a_row_and_more_prompts_keep_
     assert process.returncode == 9, process.stderr[-2000:]
     assert len(list(read_jsonl(workspace.bakeoff.parent / "single-good.jsonl"))) == 8  # of 16: the batch that was made
     resumed = compare_protocols(planted, workspace, 16)
-    assert [key.rpartition("/")[2] for key in generated_keys] == ["critique"] * 24  # 8 of one, 16 of the other
+    # 8 critiques of one protocol, 16 of the other; then three more drafts for samples/4
+    assert [key.split("/", 1)[1] for key in generated_keys] == ["critique"] * 24 + [
+        "draft/1",
+        "draft/2",
+        "draft/3",
+    ] * 16
 
     resumed_rows, whole_rows = (
         [one.model_copy(update={"seconds_a_pair": 0}) for one in report.entries] for report in (resumed, whole.report)

@@ -7,7 +7,7 @@ from cai_helpers.analysis.frame import read_frame
 from cai_helpers.analysis.statistics import analyze_frame
 from cai_helpers.curation.overrides import Override, append_override, pair_key
 from cai_helpers.curation.rules import curate, drop_reason, preference_row, refuses_over_answer
-from cai_helpers.schema import Outcome, ScoredPair
+from cai_helpers.schema import TWO_SIDED, Outcome, ScoredPair
 from cai_helpers.settings import Curate, load_settings
 from cai_helpers.stages.curate import curate_pairs
 from cai_helpers.store import read_jsonl, write_jsonl
@@ -71,7 +71,7 @@ def test_each_rule_names_its_reason(changes, settings, reason):
 
 
 def test_every_dropped_pair_stands_in_the_table_whatever_its_outcome(workspace, tmp_path):
-    outcomes = [name for name in get_args(Outcome) if name != "revised"]
+    outcomes = [name for name in get_args(Outcome) if name not in TWO_SIDED]
     rows = [pair(outcome=name, revised_score=None, chosen=None).model_dump() for name in outcomes]
     write_jsonl(tmp_path / "pairs.jsonl", rows)
     report = curate_pairs(load_settings("smoke"), workspace, tmp_path / "pairs.jsonl")

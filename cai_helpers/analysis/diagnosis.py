@@ -64,7 +64,8 @@ def diagnose(statistics: Statistics) -> list[Finding]:
                 remedy="Generate more pairs, and read these one by one.",
             )
         ]
-    findings = [finding for check in _CHECKS for finding in check(statistics)]
+    checks = _CHECKS_OF_SAMPLES if statistics.sampled else _CHECKS
+    findings = [finding for check in checks for finding in check(statistics)]
     return sorted(findings, key=lambda finding: ("serious", "warning", "note").index(finding.severity))
 
 
@@ -83,6 +84,20 @@ def _few_parseable(statistics: Statistics) -> Iterator[Finding]:
         remedy="The language model does not do the critic's task on these prompts: read a few raw outputs in "
         "pairs/traces.jsonl, try another generate.protocol (two_step asks for less at once) or more critic_tokens, "
         "or a stronger model. Do not train on what is left.",
+    )
+
+
+def _few_samples(statistics: Statistics) -> Iterator[Finding]:
+    usable = statistics.usable
+    if usable is None or 1 - usable.value < UNUSABLE_WARNING:
+        return
+    counts = ", ".join(f"{name} {count}" for name, count in statistics.outcomes.items() if name != "sampled")
+    yield Finding(
+        name="few prompts with two usable samples",
+        severity="serious" if 1 - usable.value >= UNUSABLE_SERIOUS else "warning",
+        evidence=f"{usable.percent()} of {usable.n} prompts have two different whole answers ({counts}).",
+        remedy="Alike: raise generate.temperature or take more samples. Unusable: raise generate.draft_tokens, or take a "
+        "model that ends its answers.",
     )
 
 
@@ -127,7 +142,8 @@ def _leaks(statistics: Statistics) -> Iterator[Finding]:
 
 
 def _off_topic(statistics: Statistics) -> Iterator[Finding]:
-    measured = {"drafts": statistics.draft_fit, "revisions": statistics.revision_fit}
+    sides = statistics.sides
+    measured = {f"{sides.base}s": statistics.draft_fit, f"{sides.revised}s": statistics.revision_fit}
     low = {
         name: fit for name, fit in measured.items() if fit is not None and fit.n >= FEWEST_ROWS and fit.high < TOPIC_FIT
     }
@@ -245,10 +261,17 @@ def _over_refusal(statistics: Statistics) -> Iterator[Finding]:
     if answered < FEWEST_ROWS or benign.answer_to_refusal / answered < OVER_REFUSAL:
         return
     yield Finding(
-        name="revisions refuse benign requests",
+        name="the best samples refuse benign requests" if statistics.sampled else "revisions refuse benign requests",
         severity="warning",
-        evidence=f"On benign prompts, {benign.answer_to_refusal} of {answered} answers were revised into refusals.",
-        remedy="Check which principles those rows were shown, and whether the reward model lets such revisions win.",
+        evidence=f"On benign prompts, {benign.answer_to_refusal} of {answered} "
+        + (
+            "worst samples answer where the best refuses."
+            if statistics.sampled
+            else "answers were revised into refusals."
+        ),
+        remedy="The scorer likes refusals of harmless requests: `cai calibrate` on benign pairs, or take another one."
+        if statistics.sampled
+        else "Check which principles those rows were shown, and whether the reward model lets such revisions win.",
     )
 
 
@@ -290,5 +313,17 @@ _CHECKS = (
     _one_sided,
     _over_refusal,
     _mostly_kept,
+    _duplicates,
+)
+
+# Of samples there is no critic to judge, and the best one scores higher by construction.
+_CHECKS_OF_SAMPLES = (
+    _few_samples,
+    _off_topic,
+    _contradictions,
+    _length,
+    _no_context,
+    _one_sided,
+    _over_refusal,
     _duplicates,
 )

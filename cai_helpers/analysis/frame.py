@@ -16,7 +16,7 @@ from cai_helpers.critique.recognition import is_meta_commentary, leaks_template
 from cai_helpers.errors import CaiError
 from cai_helpers.measures.normal import normalised
 from cai_helpers.measures.refusals import is_refusal
-from cai_helpers.schema import ScoredPair
+from cai_helpers.schema import TWO_SIDED, ScoredPair
 from cai_helpers.store import read_jsonl
 
 COLUMNS = ("prompt", "base_response", "revised_response", "base_score", "revised_score", "chosen")
@@ -113,7 +113,7 @@ def read_pairs(path: Path) -> Iterator[ScoredPair]:
 
 def _row(number: int, pair: ScoredPair) -> tuple[Any, ...]:
     identical = pair.identical
-    compared = pair.delta is not None and not identical and pair.outcome in ("revised", "unknown")
+    compared = pair.delta is not None and not identical and pair.outcome in TWO_SIDED
     base_refuses = is_refusal(pair.base_response)
     base_words = len(pair.base_response.split())
     multi_turn = len(pair.messages) > 1 or _ANSWERED.search(pair.prompt) is not None

@@ -11,6 +11,7 @@ IDENTICAL_BELOW = 0.05  # of the attempted revisions
 WINS_ABOVE = 0.60
 MEAN_DELTA_ABOVE = 0.5
 META_BELOW = 0.02  # of the attempted revisions
+TWO_SAMPLES_ABOVE = 0.8  # of the prompts; of fewer, those left are no fair sample of the prompts
 
 _TRY = {
     "meta_commentary": "another protocol: `cai bakeoff` compares them",
@@ -25,6 +26,12 @@ _TRY = {
 
 def check_targets(statistics: Statistics, usable: int, refusal_share: float | None, settings: Curate) -> list[Target]:
     """usable: training rows left; refusal_share: of them, those in which a refusal beats an answer."""
+    if statistics.sampled:  # no critic to be judged, and that the best sample wins is no achievement
+        return [
+            _pairs(usable, settings),
+            _two_samples(statistics),
+            _balance(refusal_share, settings),
+        ]
     return [
         _pairs(usable, settings),
         _identical(statistics),
@@ -58,6 +65,19 @@ def _identical(statistics: Statistics) -> Target:
     figure = "nothing was attempted" if share is None else share.percent()
     ok = share is not None and share.value < IDENTICAL_BELOW
     return _target("identical of attempted", f"< {_percent(IDENTICAL_BELOW)}", figure, ok, cause, remedy)
+
+
+def _two_samples(statistics: Statistics) -> Target:
+    share = statistics.usable
+    alike, unusable = (statistics.outcomes.get(name, 0) for name in ("samples_alike", "samples_unusable"))
+    if alike > unusable:
+        cause, remedy = f"{alike} prompts have but one answer.", "Try a higher generate.temperature, or samples/8."
+    else:
+        cause = f"{unusable} prompts have answers that are cut off, too short or going round in circles."
+        remedy = "Try a higher generate.draft_tokens, or a lower generate.temperature."
+    found = "nothing was sampled" if share is None else share.percent()
+    ok = share is not None and share.value > TWO_SAMPLES_ABOVE
+    return _target("two usable samples", f"> {_percent(TWO_SAMPLES_ABOVE)}", found, ok, cause, remedy)
 
 
 def _wins(statistics: Statistics) -> Target:

@@ -11,7 +11,7 @@ from scipy import stats
 
 from cai_helpers.measures.intervals import Interval, mean_of, median_of, proportion
 from cai_helpers.measures.topic import topic_fit
-from cai_helpers.schema import Record
+from cai_helpers.schema import SAMPLED, Record, SideNames, side_names
 
 TIE = 0.001  # |delta| up to which two scores count as equal: fp32 scores of one text differ by less between batches
 GROUPS_SHOWN = 50  # principles or categories with figures of their own, most used first
@@ -57,6 +57,11 @@ class Example(Record):
     category: str
     principle_ids: list[str]
     critic_notes: str
+    outcome: str = "unknown"
+
+    @property
+    def sides(self) -> SideNames:
+        return side_names({self.outcome})
 
 
 class Statistics(Record):
@@ -64,7 +69,7 @@ class Statistics(Record):
 
     rows: int
     outcomes: dict[str, int]
-    usable: Interval | None  # outcome revised or kept, of the rows that tell their outcome
+    usable: Interval | None  # outcome revised, kept or sampled, of the rows that tell their outcome
     attempted: int  # rows where the critic did not keep the draft
     identical_all: Interval | None  # both sides the same text, of all rows
     identical_attempted: Interval | None  # the same, of the attempted
@@ -112,6 +117,15 @@ class Statistics(Record):
     worst: list[Example]
     best: list[Example]
 
+    @property
+    def sampled(self) -> bool:
+        """The sides are samples of the model, the worst and the best: `wins` and the sign of delta are so by construction."""
+        return bool(SAMPLED & self.outcomes.keys())
+
+    @property
+    def sides(self) -> SideNames:
+        return side_names(self.outcomes)
+
 
 def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
     """Every figure, from a frame of `frame.pair_frame`. `tie`: the largest |delta| that counts as equal."""
@@ -126,7 +140,7 @@ def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
     return Statistics(
         rows=len(frame),
         outcomes=_counts(frame["outcome"]),
-        usable=_share(told["outcome"].isin(["revised", "kept"])),
+        usable=_share(told["outcome"].isin(["revised", "kept", "sampled"])),
         attempted=len(attempted),
         identical_all=_share(frame["identical"]),
         identical_attempted=_share(attempted["identical"]),

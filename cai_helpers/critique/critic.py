@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cai_helpers.contents import file_hash
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
 from cai_helpers.critique.protocols import Protocol, critique_chat, load_protocol, revision_chat
+from cai_helpers.critique.samples import Samples, is_samples, judge_samples, read_samples, sample_keys
 from cai_helpers.critique.verdict import Verdict, judge_revision, parse_critique, parse_single
 from cai_helpers.errors import CaiError
 from cai_helpers.manifest import Fingerprint, section
@@ -38,20 +39,36 @@ class Critic(NamedTuple):
 
     drafter: Generator  # a LanguageModel, but for the scripted twins of tests
     critic: Generator  # the drafter itself, unless an endpoint criticises
-    protocol: Protocol
+    protocol: Protocol | Samples
     constitution: Constitution
     settings: Settings
 
 
 def load_critic(settings: Settings, protocol: str) -> Critic:
-    """Load the models and the texts; `protocol` is a name in the protocols file."""
-    own_protocols, own_constitution = settings.generate.protocols_file, settings.generate.constitution
-    file = Path(own_protocols) if own_protocols else None
-    texts = load_protocol(protocol, file)
+    """Load the models and the texts; `protocol` is a name in the protocols file, or samples/k."""
+    own_constitution = settings.generate.constitution
+    texts = protocol_of(settings, protocol)
     constitution = load_constitution(Path(own_constitution) if own_constitution else None)
-    endpoint = _endpoint(settings) if settings.generate.critic == "api" else None
+    endpoint = _endpoint(settings) if settings.generate.critic == "api" and isinstance(texts, Protocol) else None
     drafter = load_stage2(settings.models, merged=True)  # last: the checks above take no minutes
     return Critic(drafter, endpoint or drafter, texts, constitution, settings)
+
+
+def protocol_of(settings: Settings, name: str) -> Protocol | Samples:
+    """A protocol of the settings' protocols file, or samples/k.
+
+    Raises:
+        CaiError: there is no such protocol, or the settings make all samples the same.
+    """
+    if not is_samples(name):
+        own = settings.generate.protocols_file
+        return load_protocol(name, Path(own) if own else None)
+    if settings.generate.temperature == 0:
+        raise CaiError(
+            f"generate.protocol={name} with generate.temperature=0: all samples would be the same text.",
+            "Set generate.temperature=0.7, or 1.0 for samples that differ more.",
+        )
+    return read_samples(name)
 
 
 def _endpoint(settings: Settings) -> Generator:
@@ -94,22 +111,64 @@ def make_traces(critic: Critic, prompts: list[Prompt]) -> Iterator[Trace]:
 def criticise(critic: Critic, drafts: list[Draft]) -> Iterator[Trace]:
     """Critique and revise drafts, whichever protocol they were made under: they do not depend on it.
 
-    A draft whose endpoint request failed has no trace.
+    Under samples/k the other drafts are made instead. A draft whose endpoint request failed has no trace.
 
     Raises:
         CaiError: the endpoint failed for good; what it had answered came before.
     """
+    protocol = critic.protocol
+    if isinstance(protocol, Samples):
+        yield from _sample(critic, protocol, drafts)
+        return
     chats = [
-        critique_chat(critic.protocol, draft.prompt.messages, draft.completion.text, draft.principles)
-        for draft in drafts
+        critique_chat(protocol, draft.prompt.messages, draft.completion.text, draft.principles) for draft in drafts
     ]
     outputs = _ask_critic(critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts])
-    if critic.protocol.revision is not None:
-        yield from _revise(critic, ((drafts[index], output) for index, output in outputs))
+    if protocol.revision is not None:
+        yield from _revise(critic, protocol, ((drafts[index], output) for index, output in outputs))
         return
     for index, output in outputs:
         draft = drafts[index]
-        yield _trace(critic, draft, [output], parse_single(output, critic.protocol, draft.question))
+        yield _trace(critic, draft, [output], parse_single(output, protocol, draft.question))
+
+
+def _sample(critic: Critic, protocol: Samples, drafts: list[Draft]) -> Iterator[Trace]:
+    """The k − 1 other drafts of each prompt, all prompts together; a trace as soon as its drafts are there."""
+    keys = [sample_keys(draft.prompt.id, protocol.drafts)[1:] for draft in drafts]
+    asked = [(place, key) for place, others in enumerate(keys) for key in others]
+    settings = critic.settings.generate
+    completions = critic.drafter.generate(
+        [drafts[place].prompt.messages for place, _ in asked],
+        _sampling(critic, settings.draft_tokens),
+        [key for _, key in asked],
+        settings.batch_size,
+    )
+    made: dict[int, list[Completion]] = {}
+    for index, completion in in_order(completions):
+        place = asked[index][0]
+        samples = made.setdefault(place, [drafts[place].completion])
+        samples.append(completion)
+        if len(samples) == protocol.drafts:
+            yield _sampled_trace(protocol, drafts[place], made.pop(place))
+
+
+def _sampled_trace(protocol: Samples, draft: Draft, samples: list[Completion]) -> Trace:
+    verdict = judge_samples(samples)
+    return Trace(
+        id=draft.prompt.id,
+        prompt=draft.prompt,
+        draft=draft.completion.text,
+        draft_finish=draft.completion.finish,
+        principle_ids=[],  # nobody was shown any
+        protocol=protocol.name,
+        critic_outputs=[],
+        critique="",
+        revision=draft.completion.text,
+        outcome=verdict.outcome,
+        reason=verdict.reason,
+        tokens=sum(sample.tokens for sample in samples),
+        drafts=samples,
+    )
 
 
 def make_drafts(critic: Critic, prompts: list[Prompt]) -> list[Draft]:
@@ -137,7 +196,7 @@ def _principles(critic: Critic, prompt: Prompt, draft: str) -> list[Principle]:
     return select_principles(critic.constitution, prompt.id, text, settings.seed, settings.generate.most_principles)
 
 
-def _revise(critic: Critic, criticised: Iterable[tuple[Draft, Completion]]) -> Iterator[Trace]:
+def _revise(critic: Critic, protocol: Protocol, criticised: Iterable[tuple[Draft, Completion]]) -> Iterator[Trace]:
     """Second call of a two-call protocol, for the rows whose critique did not settle them."""
     open_rows: list[tuple[Draft, Completion]] = []
     for draft, output in criticised:
@@ -145,15 +204,15 @@ def _revise(critic: Critic, criticised: Iterable[tuple[Draft, Completion]]) -> I
             yield _trace(critic, draft, [output], verdict)
         else:
             open_rows.append((draft, output))
-    assert critic.protocol.revision is not None, "whoever calls this has asked"
+    assert protocol.revision is not None, "whoever calls this has asked"
     chats = [
-        revision_chat(critic.protocol, draft.prompt.messages, draft.completion.text, output.text)
+        revision_chat(protocol, draft.prompt.messages, draft.completion.text, output.text)
         for draft, output in open_rows
     ]
     revisions = _ask_critic(critic, chats, [f"{draft.prompt.id}/revision" for draft, _ in open_rows])
     for index, revision in revisions:
         draft, output = open_rows[index]
-        verdict = judge_revision(output.text, revision, critic.protocol, draft.question)
+        verdict = judge_revision(output.text, revision, protocol, draft.question)
         yield _trace(critic, draft, [output, revision], verdict)
 
 

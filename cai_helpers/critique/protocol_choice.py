@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
+from cai_helpers.critique.sampled_entry import SampledEntry
 from cai_helpers.errors import CaiError
 from cai_helpers.measures.intervals import Interval, proportion
 from cai_helpers.schema import Record
-from cai_helpers.store import read_json
 
 # Each protocol is tested by itself: one in forty that only tosses coins passes, so of six at least one in about every
 # seventh bake-off. The gate measures the winner again, on all pairs.
@@ -20,10 +18,13 @@ RULE = (
     "quickest"
 )
 CHEAPEST_FIRST = (
-    "In order of cost, try another wording (a copy of protocols.yaml as generate.protocols_file, of constitution.yaml as "
-    "generate.constitution), a larger models.base, an endpoint as critic (generate.critic=api). Or name a protocol "
-    "(generate.protocol=single/short) to go on with it all the same."
+    "In order of cost, try several answers that the scorer judges (samples/4, once `cai calibrate` trusts it), another "
+    "wording (a copy of protocols.yaml as generate.protocols_file, of constitution.yaml as generate.constitution), an "
+    "endpoint as critic (generate.critic=api), a larger models.base, or supervised fine-tuning on a few revisions that you "
+    "edit in the inspector (train.method=sft). Or name a protocol (generate.protocol=single/short) to go on with it all the "
+    "same."
 )
+WITH_SAMPLES = "Set curate.min_delta=auto with it: below that difference its labels are noise."
 
 
 class Entry(Record):
@@ -79,13 +80,31 @@ class Choice(NamedTuple):
         return f"{self.protocol}  ({self.why})" if self.protocol else f"none: {self.why} {self.remedy}"
 
 
-def choose_protocol(entries: list[Entry]) -> Choice:
-    """The protocol that RULE names, or none, in words."""
+def choose_protocol(entries: list[Entry], samples: Sequence[SampledEntry] = ()) -> Choice:
+    """The protocol that RULE names; where there is none, samples whose labels can be trusted; or none, in words."""
     sound = [entry for entry in entries if entry.beyond_chance]
     if sound:
         best = max(entry.net for entry in sound)
         near = [entry for entry in sound if entry.net >= best - 1]
         return Choice(min(near, key=lambda entry: entry.seconds_a_pair).protocol, RULE)
+    none = _no_protocol(entries)
+    trusted = [entry for entry in samples if entry.recommendable]
+    if not trusted:
+        told = [f"Nor can {entry.protocol} be recommended: {entry.line()}." for entry in samples]
+        return none._replace(why=" ".join([none.why, *told]))
+    most = max(trusted, key=_trusted_share)
+    return Choice(most.protocol, f"{none.why} Several answers, judged, are a way on: {most.line()}. {WITH_SAMPLES}")
+
+
+def _trusted_share(entry: SampledEntry) -> float:
+    """Of the pairs, those whose label counts."""
+    return 0.0 if entry.labels is None else entry.labels.above / entry.prompts
+
+
+def _no_protocol(entries: list[Entry]) -> Choice:
+    """Why no critique protocol can be recommended, and what to try."""
+    if not entries:
+        return Choice(None, "no critique protocol was compared.", CHEAPEST_FIRST)
     ahead = max(entries, key=lambda entry: entry.net)
     prompts = ahead.prompts
     if ahead.net > 0:
@@ -100,19 +119,6 @@ def choose_protocol(entries: list[Entry]) -> Choice:
     return Choice(
         None, f"no protocol has more winning revisions than losing ones on {prompts} prompts.", CHEAPEST_FIRST
     )
-
-
-def read_choice(result: Path) -> Choice:
-    """What a stored bake-off recommends, judged now: an older one may name a protocol that never won."""
-    stored = read_json(result, "Delete that file, or run `cai bakeoff` again.")
-    try:
-        entries = [Entry.model_validate(row) for row in stored["entries"]]
-    except (KeyError, TypeError, ValidationError) as error:
-        raise CaiError(
-            f"{result} is not of the form that this version of cai-helpers writes.",
-            "Run `cai bakeoff` again with the same --workspace, or name a protocol (generate.protocol=single/short).",
-        ) from error
-    return choose_protocol(entries)
 
 
 def require_protocol(choice: Choice) -> str:

@@ -82,7 +82,7 @@ def load_protocol(name: str, path: Path | None = None) -> Protocol:
     raise CaiError(
         f"There is no protocol {name!r}{f' in {path}' if path else ''}; there is {', '.join(protocol_names(path))} "
         f"(up to +{len(content.demonstrations)}).",
-        "Set generate.protocol to one of them, or to auto.",
+        "Set generate.protocol to one of them, to samples/4 (several answers instead of a critique), or to auto.",
     )
 
 

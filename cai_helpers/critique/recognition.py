@@ -32,7 +32,8 @@ _LEAK_SIGNS = ("critique", "revis", "keep_original", "[", "<", "human", "user", 
 def outcome_of(pair: ScoredPair) -> str:
     """The outcome that the row tells; where it passes for a revision, what the text of the revision says.
 
-    "revised" and "unknown" are left: a revision, as far as can be told. Which side won does not matter.
+    "revised" and "unknown" are left: a revision, as far as can be told. Which side won does not matter. "sampled" stays:
+    its texts were judged as they were drafted.
     """
     if not _passes_for_a_revision(pair):
         return pair.outcome
@@ -55,8 +56,13 @@ def leaks_template(pair: ScoredPair) -> bool:
     """What passes for a revision holds text of a template."""
     if not _passes_for_a_revision(pair):
         return False
-    lowered = pair.revised_response.lower()
-    return any(sign in lowered for sign in _LEAK_SIGNS) and _LEAK.search(pair.revised_response) is not None
+    return holds_template_text(pair.revised_response)
+
+
+def holds_template_text(text: str) -> bool:
+    """Labels of the critic's prompt, special tokens or speakers stand in `text`."""
+    lowered = text.lower()
+    return any(sign in lowered for sign in _LEAK_SIGNS) and _LEAK.search(text) is not None
 
 
 def _question(pair: ScoredPair) -> str:

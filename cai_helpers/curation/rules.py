@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -13,15 +14,16 @@ from cai_helpers.measures.near_duplicates import near_copies
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.prompts.sources import as_prompt_messages
 from cai_helpers.prompts.split import prompt_id
-from cai_helpers.schema import OUTCOME_MEANING, Message, PreferenceRow, ScoredPair, Side, transcript
+from cai_helpers.schema import OUTCOME_MEANING, TWO_SIDED, Message, PreferenceRow, ScoredPair, Side, transcript
 from cai_helpers.settings import Curate
 
 # Why a pair is no training row, in the order in which the rules are applied. A person's decision goes before them all.
 DROP_MEANING: dict[str, str] = {
     "overruled": "a person decided that it teaches nothing",
-    **{outcome: meaning for outcome, meaning in OUTCOME_MEANING.items() if outcome != "revised"},
+    **{outcome: meaning for outcome, meaning in OUTCOME_MEANING.items() if outcome not in TWO_SIDED},
     "identical": "both sides are the same text",
     "degenerate": "a side goes round in circles",
+    "untrusted": "curate.min_delta=auto, and by its calibration the scorer's label is not to be trusted at any difference",
     "tie": "the score difference is below curate.min_delta",
     "draft_wins": "the draft scores higher, and only winning revisions are wanted",
     "chosen_cut_off": "the winning draft stops at the token limit: it would teach to stop mid-sentence",
@@ -92,13 +94,15 @@ def curate(pairs: Iterable[ScoredPair], overrides: dict[str, Override], settings
 def drop_reason(pair: ScoredPair, settings: Curate) -> str | None:
     """The first rule that `pair` breaks by itself, or None: it is a training row."""
     outcome = outcome_of(pair)
-    if outcome not in ("revised", "unknown"):
+    if outcome not in TWO_SIDED:
         return outcome
     if pair.identical:
         return "identical"
     if settings.drop_degenerate and (is_degenerate(pair.base_response) or is_degenerate(pair.revised_response)):
         return "degenerate"
-    if pair.delta is None or abs(pair.delta) < settings.min_delta or pair.delta == 0:
+    if math.isinf(settings.least_delta):
+        return "untrusted"
+    if pair.delta is None or abs(pair.delta) < settings.least_delta or pair.delta == 0:
         return "tie"
     if pair.delta < 0 and settings.revised_wins_only:
         return "draft_wins"

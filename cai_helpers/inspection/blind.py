@@ -16,7 +16,7 @@ import pydantic
 from cai_helpers.errors import CaiError
 from cai_helpers.inspection.rows import Row
 from cai_helpers.measures.intervals import Interval, proportion
-from cai_helpers.schema import Record
+from cai_helpers.schema import TWO_SIDED, Record
 from cai_helpers.store import JsonlStore, read_jsonl
 
 Verdict = Literal["revision", "draft", "skip"]
@@ -68,7 +68,7 @@ def _meaning(share: Interval) -> str:
 def can_be_judged(row: Row) -> bool:
     """Two different texts, two scores, and one of them the higher."""
     pair = row.pair
-    return pair.outcome in ("revised", "unknown") and not pair.identical and bool(pair.delta)
+    return pair.outcome in TWO_SIDED and not pair.identical and bool(pair.delta)
 
 
 def draw_rows(rows: list[Row], count: int, seed: int, judged: Iterable[str] = ()) -> list[int]:

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from cai_helpers.analysis.frame import read_pairs
 from cai_helpers.contents import file_hash
@@ -138,29 +138,37 @@ def delta_bounds(rows: Iterable[Row]) -> tuple[float, float] | None:
 
 
 class CriticWords(NamedTuple):
-    """What the critic wrote about one pair, unparsed."""
+    """What the critic wrote about one pair, unparsed; of samples, all of them."""
 
     protocol: str
-    outputs: list[str]  # one a call, in order
+    outputs: list[str]  # one a call, or one a sample, in order
 
 
 class CriticLog:
-    """The critic's raw outputs, from pairs/traces.jsonl: read when they are first asked for."""
+    """The critic's raw outputs, or all samples, from pairs/traces.jsonl: read when they are first asked for."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._words: dict[str, tuple[str, CriticWords]] | None = None
+        self._words: dict[str, tuple[set[str], CriticWords]] | None = None
 
     def of(self, pair: ScoredPair) -> CriticWords | None:
         """None if there are no traces, or the trace of this prompt belongs to another draft."""
         if self._words is None:
             self._words = dict(self._read()) if self._path.exists() else {}
-        draft, words = self._words.get(pair.id, (None, None))
-        return words if draft == pair.base_response else None
+        drafts, words = self._words.get(pair.id, (set(), None))
+        return words if pair.base_response in drafts else None
 
-    def _read(self) -> Iterable[tuple[str, tuple[str, CriticWords]]]:
+    def _read(self) -> Iterable[tuple[str, tuple[set[str], CriticWords]]]:
         for row in read_jsonl(self._path):
-            yield row["id"], (row["draft"], CriticWords(row["protocol"], row["critic_outputs"]))
+            samples = row.get("drafts", [])
+            told = [_sample(number, sample) for number, sample in enumerate(samples, start=1)]
+            drafts = {row["draft"], *(sample["text"] for sample in samples)}
+            yield row["id"], (drafts, CriticWords(row["protocol"], row["critic_outputs"] + told))
+
+
+def _sample(number: int, sample: dict[str, Any]) -> str:
+    cut = ", cut off at the token limit" if sample["finish"] == "length" else ""
+    return f"sample {number}{cut}: {sample['text']}"
 
 
 def principles_file(workspace: Workspace) -> Path | None:

@@ -10,6 +10,7 @@ import ipywidgets as widgets
 from cai_helpers.inspection.rows import Facet, Filters, Order, Row, delta_bounds, values_of
 from cai_helpers.notebook.markup import sendable
 from cai_helpers.notebook.pair_html import DECISION_MEANING
+from cai_helpers.schema import side_names
 
 _LONGEST_LABEL = 40
 
@@ -43,8 +44,12 @@ class FilterBar:
         self._on_change = on_change
         self._keys: frozenset[str] | None = None
         self.outcome = _facet(rows, "outcome", "any outcome")
+        names = side_names({row.pair.outcome for row in rows})
         self.chosen = _facet(
-            rows, "chosen", "either side chosen", {"base": "draft chosen", "revised": "revision chosen"}
+            rows,
+            "chosen",
+            "either side chosen",
+            {"base": f"{names.base} chosen", "revised": f"{names.revised} chosen"},
         )
         self.category = _facet(rows, "category", "any category")
         self.curation = _facet(rows, "curation", "kept or left out")

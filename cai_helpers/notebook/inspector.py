@@ -17,6 +17,7 @@ from cai_helpers.notebook import pair_html
 from cai_helpers.notebook.blind_round import BlindRound
 from cai_helpers.notebook.controls import FilterBar, button, line, switch, text_field
 from cai_helpers.notebook.markup import sendable
+from cai_helpers.schema import side_names
 from cai_helpers.workspace import Workspace
 
 
@@ -179,11 +180,13 @@ class Inspector:
         """The text in the editor is the better side from now on, against the draft."""
         if self.row is None:
             return
-        text = self.editor.value
+        text, names = self.editor.value, side_names({self.row.pair.outcome})
         if not text.strip():
             return self.say("There is no text to save. Cancel, or drop the pair.", problem=True)
         if text.strip() == self.row.pair.base_response.strip():
-            return self.say("This is the draft, word for word: there is nothing to prefer. Change it.", problem=True)
+            return self.say(
+                f"This is the {names.base}, word for word: there is nothing to prefer. Change it.", problem=True
+            )
         self._edit_mode(False)
         self.decide("edit", edited=text)
 
@@ -233,6 +236,10 @@ class Inspector:
     def _switch_buttons(self) -> None:
         row, last = self.row, len(self.selected) - 1
         two_sides = row is not None and not row.pair.identical
+        names = side_names({row.pair.outcome} if row is not None else ())
+        self.revision_button.description = f"{names.revised} is better"
+        self.draft_button.description = f"{names.base} is better"
+        self.edit_button.description = f"edit {names.revised}"
         switch([self.previous_button], self.position > 0)
         switch([self.next_button], self.position < last)
         switch([self.random_button, self.jump], last > 0)

@@ -12,7 +12,7 @@ from cai_helpers.inspection.rows import TRAINED_ON, CriticWords, Row
 from cai_helpers.inspection.worddiff import Piece, WordDiff, word_diff
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.notebook.markup import Html
-from cai_helpers.schema import OUTCOME_MEANING, Message, ScoredPair
+from cai_helpers.schema import OUTCOME_MEANING, SAMPLED, TWO_SIDED, Message, ScoredPair, side_names
 
 DECISION_MEANING = {
     "revision": "revision is better",
@@ -45,16 +45,17 @@ def pair_html(row: Row, decision: Override | None, principles: Mapping[str, str]
 
 
 def _badges_html(row: Row, decision: Override | None, principles: Mapping[str, str]) -> Html:
-    pair = row.pair
+    pair, names = row.pair, side_names({row.pair.outcome})
     badges = [_decision_badge(decision)] if decision is not None else []
     badges.append(_badge("outcome", pair.outcome, OUTCOME_MEANING.get(pair.outcome, "the file does not say")))
     if pair.reason and pair.outcome != "revised":
         badges.append(_badge("because", pair.reason))
     badges.append(_badge("category", pair.category))
     if pair.delta is not None:
-        badges.append(_badge("delta", f"{pair.delta:+.2f}", "reward of the revision minus reward of the draft"))
+        meaning = f"reward of the {names.revised} minus reward of the {names.base}"
+        badges.append(_badge("delta", f"{pair.delta:+.2f}", meaning))
     if pair.chosen:
-        badges.append(_badge("chosen", {"base": "draft", "revised": "revision"}[pair.chosen]))
+        badges.append(_badge("chosen", names._asdict()[pair.chosen]))
     if row.curation == TRAINED_ON:
         badges.append(_badge("curation", TRAINED_ON))
     elif row.curation:
@@ -86,16 +87,21 @@ def _turns_html(pair: ScoredPair) -> Html:
 
 def _sides_html(pair: ScoredPair, decision: Override | None) -> Html:
     yours = decision.decision if decision is not None else None
-    if pair.outcome not in ("revised", "unknown"):
-        nothing = Html('<span class="cai-quiet">There is no revision: {}.</span>').format(OUTCOME_MEANING[pair.outcome])
-        return _side("Draft", pair.base_response, [_score(pair.base_score)]) + _side("Revision", nothing, [])
+    names = side_names({pair.outcome})
+    base, revised = names.base.capitalize(), names.revised.capitalize()
+    if pair.outcome not in TWO_SIDED:
+        nothing = Html('<span class="cai-quiet">There is no {}: {}.</span>').format(
+            names.revised, OUTCOME_MEANING[pair.outcome]
+        )
+        only = "Sample" if pair.outcome in SAMPLED else base
+        return _side(only, pair.base_response, [_score(pair.base_score)]) + _side(revised, nothing, [])
     diff = word_diff(pair.base_response, pair.revised_response)
     marked = diff.shared is not None and diff.shared >= _LEAST_SHARED
     before = _marked(diff.before, "del") if marked else pair.base_response
     after = _marked(diff.after, "ins") if marked else pair.revised_response
     delta = pair.delta or 0.0
-    return _side("Draft", before, [_score(pair.base_score, delta < 0), _yours(yours == "draft")], delta < 0) + _side(
-        "Revision",
+    return _side(base, before, [_score(pair.base_score, delta < 0), _yours(yours == "draft")], delta < 0) + _side(
+        revised,
         after,
         [_score(pair.revised_score, delta > 0), _yours(yours == "revision")],
         delta > 0,
@@ -140,7 +146,8 @@ def _marked(pieces: list[Piece], tag: str) -> Html:
 
 def _edited_html(pair: ScoredPair, edited: str) -> Html:
     diff = word_diff(pair.revised_response, edited)
-    return _side("Your text", _marked(diff.after, "ins"), [_yours(True)], told="chosen against the draft", wide=True)
+    told = f"chosen against the {side_names({pair.outcome}).base}"
+    return _side("Your text", _marked(diff.after, "ins"), [_yours(True)], told=told, wide=True)
 
 
 def critic_html(pair: ScoredPair, words: CriticWords | None) -> Html:

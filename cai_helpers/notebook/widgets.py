@@ -13,7 +13,7 @@ from cai_helpers.critique.constitution import load_constitution
 from cai_helpers.notebook.inspector import inspect
 from cai_helpers.notebook.markup import CELL, Html, table
 from cai_helpers.readiness.check import Check
-from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport, Target
+from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport, Target, side_names
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
 from cai_helpers.workspace import Workspace
@@ -113,14 +113,15 @@ def _sign(ok: bool) -> str:
 
 
 def _pair_html(pair: ScoredPair) -> Html:
+    names = side_names({pair.outcome})
     heading = f"{pair.outcome}: {pair.reason}" if pair.reason else str(pair.outcome)
     return Html("<p><b>{}</b> · principles {}</p>{}").format(
         heading,
         ", ".join(pair.principle_ids),
         _sides_html(
             _prompt_html(pair.messages) if pair.messages else pair.prompt,
-            (f"Draft, score {_number(pair.base_score)}", pair.base_response),
-            (f"Revision, score {_number(pair.revised_score)}", pair.revised_response),
+            (f"{names.base.capitalize()}, score {_number(pair.base_score)}", pair.base_response),
+            (f"{names.revised.capitalize()}, score {_number(pair.revised_score)}", pair.revised_response),
         ),
     )
 
@@ -132,8 +133,8 @@ def _example_html(example: Example) -> Html:
         heading,
         _sides_html(
             example.prompt,
-            (f"Draft, score {example.base_score:+.2f}", example.base_response),
-            (f"Revision, score {example.revised_score:+.2f}", example.revised_response),
+            (f"{example.sides.base.capitalize()}, score {example.base_score:+.2f}", example.base_response),
+            (f"{example.sides.revised.capitalize()}, score {example.revised_score:+.2f}", example.revised_response),
         ),
     )
 

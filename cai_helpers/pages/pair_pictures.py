@@ -13,6 +13,7 @@ from cai_helpers.analysis.statistics import Statistics, Transitions
 from cai_helpers.evaluation.comparison import READABLE_CATEGORY
 from cai_helpers.pages import canvas
 from cai_helpers.pages.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, percent
+from cai_helpers.schema import TWO_SIDED, SideNames
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +22,12 @@ if TYPE_CHECKING:
 _DOTS = 4000  # drawn in a scatter plot; more of them make a blot
 _BARS = 20  # principles drawn
 _BINS = 40
-_DELTA = "reward of revision − reward of draft"
 _NO_PAIRS = "no row has two texts and two scores"
 _READABLE = {
     "kept": "draft kept by the critic",
     "chosen_cut_off": "winner cut off",
+    "sampled": "two usable samples",
+    "untrusted": "labels not trusted",
     "meta_commentary": "meta-commentary",
     "unknown": "not told by the file",
     "overruled": "dropped by a person",
@@ -47,7 +49,8 @@ def save_pair_plots(
         "funnel": funnel(statistics, curation),
         "delta_by_outcome": delta_by_outcome(frame, statistics),
         "length_against_delta": length_against_delta(frame, statistics),
-        "principles": principles(statistics),
+        # of samples nobody was shown a principle, and the best one always wins
+        **({} if statistics.sampled else {"principles": principles(statistics)}),
         "transitions": transitions(statistics),
     }
     return {name: canvas.save(figure, folder / f"{name}.png") for name, figure in figures.items()}
@@ -82,9 +85,10 @@ def delta_by_outcome(frame: pd.DataFrame, statistics: Statistics) -> Figure:
         _delta_histogram(left, deltas, statistics)
     else:
         canvas.nothing(left, _NO_PAIRS)
-    canvas.finish(left, f"Reward of {len(deltas):,} revisions against their drafts", _DELTA, "pairs")
+    heading = f"Reward of {len(deltas):,} {statistics.sides.revised}s against their {statistics.sides.base}s"
+    canvas.finish(left, heading, _delta_name(statistics), "pairs")
     names, counts = list(statistics.outcomes), list(statistics.outcomes.values())
-    colours = {"revised": BLUE, "kept": GREEN, "unknown": GREY}
+    colours = {"revised": BLUE, "sampled": BLUE, "kept": GREEN, "unknown": GREY}
     canvas.bars(right, [_readable(name) for name in names], counts, [colours.get(name, ORANGE) for name in names])
     for place, count in enumerate(counts):
         right.text(count + max(counts) * 0.03, place, f"{count:,}", va="center", color=INK)
@@ -106,7 +110,8 @@ def length_against_delta(frame: pd.DataFrame, statistics: Statistics) -> Figure:
     bias = statistics.length_bias_like_for_like.longer_wins
     told = "too few pairs to say" if bias is None else f"the longer side wins {bias.percent()}"
     heading = f"Length against reward (both answer or both refuse: {told})"
-    canvas.finish(axes, heading, "length of revision − length of draft (words)", _DELTA, grid="both")
+    lengths = f"length of {statistics.sides.revised} − length of {statistics.sides.base} (words)"
+    canvas.finish(axes, heading, lengths, _delta_name(statistics), grid="both")
     return figure
 
 
@@ -138,14 +143,14 @@ def transitions(statistics: Statistics) -> Figure:
         tables |= dict(list(named.items())[:2])
     figure, panels = canvas.canvas(columns=len(tables), height=3.6, width=3.1 * max(len(tables), 2))
     for axes, (name, table) in zip(panels, tables.items(), strict=True):
-        _transition_table(axes, name, table)
-    panels[0].set_ylabel("draft", color=INK)
+        _transition_table(axes, name, table, statistics.sides)
+    panels[0].set_ylabel(statistics.sides.base, color=INK)
     return figure
 
 
 def _lost(statistics: Statistics) -> dict[str, int]:
     """Rows that cannot be compared, by reason, when no curation has counted them."""
-    lost = {name: count for name, count in statistics.outcomes.items() if name not in ("revised", "unknown")}
+    lost = {name: count for name, count in statistics.outcomes.items() if name not in TWO_SIDED}
     lost |= {"identical": statistics.masquerading} if statistics.masquerading else {}
     others = statistics.rows - sum(lost.values()) - statistics.compared
     return lost | ({"not scored": others} if others > 0 else {})
@@ -157,8 +162,8 @@ def _delta_histogram(axes: Axes, deltas: pd.Series, statistics: Statistics) -> N
     edges = np.arange(math.floor(low / width), math.ceil(high / width) + 1.5) * width  # zero is an edge
     shown = deltas.clip(edges[0], edges[-1])
     lost, won = (
-        f"draft scores higher ({statistics.base_better:,})",
-        f"revision scores higher ({statistics.revised_better:,})",
+        f"{statistics.sides.base} scores higher ({statistics.base_better:,})",
+        f"{statistics.sides.revised} scores higher ({statistics.revised_better:,})",
     )
     axes.hist(shown[shown < 0], bins=edges, color=ORANGE, label=lost)
     axes.hist(shown[shown >= 0], bins=edges, color=BLUE, label=won)
@@ -192,7 +197,7 @@ def _length_dots(axes: Axes, pairs: pd.DataFrame) -> None:
     canvas.legend_below(axes, columns=5)
 
 
-def _transition_table(axes: Axes, name: str, table: Transitions) -> None:
+def _transition_table(axes: Axes, name: str, table: Transitions, sides: SideNames) -> None:
     counts = np.array(
         [[table.answer_to_answer, table.answer_to_refusal], [table.refusal_to_answer, table.refusal_to_refusal]]
     )
@@ -205,9 +210,13 @@ def _transition_table(axes: Axes, name: str, table: Transitions) -> None:
     axes.set_xticks([0, 1], ["answers", "refuses"])
     axes.set_yticks([0, 1], ["answers", "refuses"], rotation=90, va="center")
     axes.tick_params(length=0)
-    axes.set_xlabel("revision", color=INK)
+    axes.set_xlabel(sides.revised, color=INK)
     axes.spines[:].set_visible(False)
     canvas.title(axes, f"{name} ({counts.sum():,})")
+
+
+def _delta_name(statistics: Statistics) -> str:
+    return f"reward of {statistics.sides.revised} − reward of {statistics.sides.base}"
 
 
 def _readable(name: str) -> str:

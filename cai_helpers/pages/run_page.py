@@ -9,10 +9,11 @@ import yaml
 from pydantic import ValidationError
 
 from cai_helpers.analysis.diagnosis import Finding
+from cai_helpers.analysis.statistics import Example as PairExample
 from cai_helpers.analysis.statistics import Statistics
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
+from cai_helpers.calibration.differences import read_choice
 from cai_helpers.contents import file_hash
-from cai_helpers.critique.protocol_choice import read_choice
 from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.comparison import (
     CAUTION,
@@ -27,7 +28,7 @@ from cai_helpers.evaluation.labeller import is_own_labeller
 from cai_helpers.manifest import Manifest
 from cai_helpers.pages.template import write_page
 from cai_helpers.pages.training_picture import save_training_plot
-from cai_helpers.schema import BENIGN, Target
+from cai_helpers.schema import BENIGN, WORST_AND_BEST, Target
 from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
@@ -143,11 +144,7 @@ def _why_missing(name: str, workspace: Workspace, stopped: str | None) -> str:
                 f"{curation.report['kept']} usable pairs are left, and training needs {curation.report['min_pairs']}: "
                 "fewer teach little but noise. The table above has the reasons."
             )
-    if (
-        name == "generate"
-        and workspace.bakeoff.exists()
-        and (choice := read_choice(workspace.bakeoff)).protocol is None
-    ):
+    if name == "generate" and workspace.bakeoff.exists() and (choice := read_choice(workspace)).protocol is None:
         return f"The bake-off recommends no protocol: {choice.why} {choice.remedy}"
     return f"Run `cai {name}` or notebook {NOTEBOOK_OF_STAGE[name]} in this workspace."
 
@@ -230,12 +227,18 @@ def _pair_examples(statistics: Statistics | None) -> list[Example]:
     return [
         Example(
             asked=pair.prompt,
-            heading=f"{'revision wins' if pair.delta > 0 else 'revision loses'} · {pair.category}",
-            left=Side("Draft", pair.base_score, pair.base_response, wins=pair.delta < 0),
-            right=Side("Revision", pair.revised_score, pair.revised_response, wins=pair.delta > 0),
+            heading=f"{_outcome_of(pair)} · {pair.category}",
+            left=Side(pair.sides.base.capitalize(), pair.base_score, pair.base_response, wins=pair.delta < 0),
+            right=Side(pair.sides.revised.capitalize(), pair.revised_score, pair.revised_response, wins=pair.delta > 0),
         )
         for pair in (*statistics.best[:_EXAMPLES_SHOWN], *statistics.worst[:_EXAMPLES_SHOWN])
     ]
+
+
+def _outcome_of(pair: PairExample) -> str:
+    if pair.sides == WORST_AND_BEST:
+        return f"best and worst sample, {pair.delta:.2f} apart"
+    return "revision wins" if pair.delta > 0 else "revision loses"
 
 
 def _training(manifest: Manifest | None) -> dict[str, list[dict[str, Any]]]:

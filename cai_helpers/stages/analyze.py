@@ -9,6 +9,7 @@ from cai_helpers.analysis.frame import read_frame
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Example, Group, LengthBias, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.calibration.threshold import threshold_of
 from cai_helpers.contents import file_hash
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.pages.pair_pictures import save_pair_plots
@@ -44,8 +45,8 @@ class AnalyzeReport(StageReport):
             *_trust_lines(self.trust),
             *(findings or [("findings", "none")]),
             *statistics_lines(self.statistics),
-            *_example_lines("worst revision", self.statistics.worst),
-            *_example_lines("best revision", self.statistics.best),
+            *([] if self.statistics.sampled else _example_lines("worst revision", self.statistics.worst)),
+            *_example_lines("clearest pair" if self.statistics.sampled else "best revision", self.statistics.best),
             ("page", self.page),
         ]
 
@@ -70,7 +71,7 @@ def analyze_pairs(settings: Settings, workspace: Workspace, file: Path | None = 
         "input pairs": file_hash(source),
         "input curation": file_hash(workspace.curation_stats),
         "scorer, on gold pairs": trust_of_pairs(workspace),
-        "curate.min_delta": settings.curate.min_delta,
+        "curate.min_delta": threshold_of(settings, workspace).value,
     }
     if (report := workspace.finished("analyze", fingerprint, AnalyzeReport)) is not None:
         return report
@@ -96,22 +97,14 @@ def statistics_lines(statistics: Statistics) -> list[tuple[str, str]]:
     return [
         ("pairs", f"{statistics.rows}, of which {statistics.compared} have two texts with two scores"),
         ("outcomes", ", ".join(f"{name} {count}" for name, count in statistics.outcomes.items())),
-        ("usable critic outputs", _percent(statistics.usable)),
-        ("both sides identical", f"{_percent(statistics.identical_all)} of all rows"),
-        ("", f"{_percent(statistics.identical_attempted)} of the {statistics.attempted} attempted revisions (kept drafts left out)"),
-        ("meta-commentary", f"{_percent(statistics.meta_commentary)} of the attempted revisions"),
-        ("template text in revisions", _percent(statistics.leaks)),
-        ("topic fit, drafts → revisions", f"{_percent(statistics.draft_fit)} → {_percent(statistics.revision_fit)} (50 %: chance)"),
-        ("revision scores higher", f"{statistics.revised_better}; draft {statistics.base_better}; "
-         f"ties {statistics.ties} (|delta| ≤ {statistics.tie_threshold:g})"),
-        ("revision's win rate", f"{_percent(statistics.wins)}, ties as half"),
+        *(_lines_of_samples(statistics) if statistics.sampled else _lines_of_revisions(statistics)),
         ("mean delta", _number(statistics.mean_delta)),
         ("median delta", _number(statistics.median_delta)),
         ("chosen side", ", ".join(f"{name} {count}" for name, count in statistics.chosen.items()) or "none"),
-        ("principles", f"{statistics.distinct_principles} in use{evenness}"),
-        *((f"  {group.name}", _group(group)) for group in statistics.principles[:_GROUPS_LISTED]),
-        *((f"category {group.name}", _group(group)) for group in statistics.categories),
-        ("mean length, draft → revision", length),
+        *([] if statistics.sampled else [("principles", f"{statistics.distinct_principles} in use{evenness}")]),
+        *((f"  {group.name}", _group(group, statistics.sampled)) for group in statistics.principles[:_GROUPS_LISTED]),
+        *((f"category {group.name}", _group(group, statistics.sampled)) for group in statistics.categories),
+        (f"mean length, {statistics.sides.base} → {statistics.sides.revised}", length),
         ("longer side wins", _length(statistics.length_bias)),
         ("  where both answer or both refuse", _length(statistics.length_bias_like_for_like)),
         ("answer → refusal", f"{moved.answer_to_refusal}; refusal → answer {moved.refusal_to_answer}; "
@@ -121,11 +114,35 @@ def statistics_lines(statistics: Statistics) -> list[tuple[str, str]]:
     ]  # fmt: skip
 
 
+def _lines_of_revisions(one: Statistics) -> list[tuple[str, str]]:
+    return [
+        ("usable critic outputs", _percent(one.usable)),
+        ("both sides identical", f"{_percent(one.identical_all)} of all rows"),
+        ("", f"{_percent(one.identical_attempted)} of the {one.attempted} attempted revisions (kept drafts left out)"),
+        ("meta-commentary", f"{_percent(one.meta_commentary)} of the attempted revisions"),
+        ("template text in revisions", _percent(one.leaks)),
+        ("topic fit, drafts → revisions", f"{_percent(one.draft_fit)} → {_percent(one.revision_fit)} (50 %: chance)"),
+        ("revision scores higher", f"{one.revised_better}; draft {one.base_better}; "
+         f"ties {one.ties} (|delta| ≤ {one.tie_threshold:g})"),
+        ("revision's win rate", f"{_percent(one.wins)}, ties as half"),
+    ]  # fmt: skip
+
+
+def _lines_of_samples(one: Statistics) -> list[tuple[str, str]]:
+    """That the best sample wins is by construction, so no win rate is shown."""
+    return [
+        ("two usable samples", f"{_percent(one.usable)} of the prompts"),
+        ("topic fit, worst → best sample", f"{_percent(one.draft_fit)} → {_percent(one.revision_fit)} (50 %: chance)"),
+        ("best sample scores higher", f"by construction; ties {one.ties} (|delta| ≤ {one.tie_threshold:g})"),
+    ]
+
+
 def _analyze(
     settings: Settings, workspace: Workspace, source: Path, folder: Path, curation: dict | None, trust: str | None
 ) -> AnalyzeReport:
     frame = read_frame(source)
-    statistics = analyze_frame(frame, max(TIE, settings.curate.min_delta))
+    threshold = threshold_of(settings, workspace, from_elsewhere=trust is None)
+    statistics = analyze_frame(frame, max(TIE, threshold.value))
     findings = diagnose(statistics)
     if curation is not None and curation["generated"] != len(frame):  # it was counted on another file
         curation = None
@@ -174,7 +191,8 @@ def _example_lines(name: str, examples: list[Example]) -> list[tuple[str, str]]:
     return [
         (
             f"{name} {pair.delta:+.2f}",
-            f"{_short(pair.prompt)}\n  draft: {_short(pair.base_response)}\n  revision: {_short(pair.revised_response)}",
+            f"{_short(pair.prompt)}\n  {pair.sides.base}: {_short(pair.base_response)}\n"
+            f"  {pair.sides.revised}: {_short(pair.revised_response)}",
         )
         for pair in examples[:_EXAMPLES_LISTED]
     ]
@@ -193,8 +211,9 @@ def _number(mean: Interval | None) -> str:
     return "too few pairs" if mean is None else mean.number()
 
 
-def _group(group: Group) -> str:
-    return f"{group.rows} rows; revision wins {_percent(group.wins)}, mean delta {_number(group.mean_delta)}"
+def _group(group: Group, sampled: bool) -> str:
+    wins = "" if sampled else f"revision wins {_percent(group.wins)}, "
+    return f"{group.rows} rows; {wins}mean delta {_number(group.mean_delta)}"
 
 
 def _length(bias: LengthBias) -> str:

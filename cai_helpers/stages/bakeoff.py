@@ -14,12 +14,25 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import Field
 from tqdm.auto import tqdm
 
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
-from cai_helpers.critique.critic import Critic, Draft, criticise, draft_of, load_critic, make_drafts, trace_basis
+from cai_helpers.calibration.differences import with_labels
+from cai_helpers.critique.critic import (
+    Critic,
+    Draft,
+    criticise,
+    draft_of,
+    load_critic,
+    make_drafts,
+    protocol_of,
+    trace_basis,
+)
 from cai_helpers.critique.protocol_choice import Choice, Entry, choose_protocol, told_from_chance
 from cai_helpers.critique.protocols import Protocol, load_protocol, protocol_names
+from cai_helpers.critique.sampled_entry import SampledEntry
+from cai_helpers.critique.samples import USUAL, Samples
 from cai_helpers.errors import CaiError, StoppedByHand
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.manifest import Fingerprint, plain
@@ -30,7 +43,8 @@ from cai_helpers.prompts.split import write_prompts
 from cai_helpers.readiness.check import interruptible
 from cai_helpers.readiness.needs import require_answer, require_ready, require_scorer
 from cai_helpers.schema import Completion, Prompt, StageReport, Trace
-from cai_helpers.scoring.judge import ResponsePair, judge_pairs, scorer_identity
+from cai_helpers.scoring.judge import PairScores, judge_pairs, scorer_identity
+from cai_helpers.scoring.samples import asked_about, extremes
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_json
 from cai_helpers.workspace import Workspace, holds_workspace
@@ -44,18 +58,25 @@ class BakeoffReport(StageReport):
     trust: str  # what gold pairs say of it, see calibration.trust_line
     planned: int  # training prompts of the settings
     entries: list[Entry]
-    recommended: str | None  # None: no protocol wins beyond chance
+    samples: list[SampledEntry] = Field(default_factory=list)  # of samples/k, which has no win rate
+    recommended: str | None  # None: no protocol wins beyond chance, and no samples can be trusted
 
     def title(self) -> str:
-        return f"Bake-off of the critique protocols, {self.entries[0].prompts} prompts each, scored by {self.scorer}"
+        return (
+            f"Bake-off of the critique protocols, {self.all_entries()[0].prompts} prompts each, scored by {self.scorer}"
+        )
 
     def rows(self) -> list[dict[str, str]]:
         """The table, a row a protocol."""
-        return [entry.figures(self.planned) for entry in self.entries]
+        return [entry.figures(self.planned) for entry in self.all_entries()]
+
+    def all_entries(self) -> list[Entry | SampledEntry]:
+        """A row of the table each."""
+        return [*self.entries, *self.samples]
 
     def choice(self) -> Choice:
         """The recommendation in words, or why there is none and what to try."""
-        return choose_protocol(self.entries)
+        return choose_protocol(self.entries, self.samples)
 
     def lines(self) -> list[tuple[str, str]]:
         rows = self.rows()
@@ -68,7 +89,8 @@ class BakeoffReport(StageReport):
         return [
             *formatted,
             ("scorer, on gold pairs", self.trust),
-            ("told from chance", self._told()),
+            *([("told from chance", self._told())] if self.entries else []),
+            *((entry.protocol, entry.line()) for entry in self.samples),
             ("recommended", self.choice().line()),
         ]
 
@@ -94,7 +116,8 @@ class _Judged(NamedTuple):
 def compare_protocols(
     settings: Settings, workspace: Workspace, count: int = PROMPTS, protocols: list[str] | None = None
 ) -> BakeoffReport:
-    """Draft, critique, revise and score `count` training prompts under each protocol; default: every one there is.
+    """Draft, critique, revise and score `count` training prompts under each protocol; default: every one there is, and
+    samples/4.
 
     The result is kept in bakeoff/, where `generate` finds the recommendation while generate.protocol is "auto". A
     second call with the same settings gives the stored result: a notebook that is run again after its runtime died
@@ -105,13 +128,17 @@ def compare_protocols(
     """
     own_file = settings.generate.protocols_file
     file = Path(own_file) if own_file else None
-    texts = {name: load_protocol(name, file) for name in protocols or protocol_names(file)}
+    texts = {name: protocol_of(settings, name) for name in protocols or _usual(settings, file)}
     basis = _basis(settings, file)
-    fingerprint = {**basis, "models.reward": scorer_identity(settings), "prompts": count, "protocols": texts}
-    trust = trust_line(load_calibration(workspace, scorer_identity(settings)))
+    fingerprint = {
+        **basis,
+        "models.reward": scorer_identity(settings),
+        "prompts": count,
+        "protocols": {name: text for name, text in texts.items() if isinstance(text, Protocol)},
+        "samples": [name for name, text in texts.items() if isinstance(text, Samples)],
+    }
     if (report := workspace.finished("bakeoff", fingerprint, BakeoffReport)) is not None:
-        # judged now: an older one may recommend what never won
-        return report.model_copy(update={"trust": trust, "recommended": report.choice().protocol})
+        return _judged_now(report, workspace)
     require_ready(settings, workspace, "bakeoff")
     use_threads(settings.threads)
     _begin(workspace, basis)
@@ -119,18 +146,38 @@ def compare_protocols(
     prompts = [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]  # in the form `generate` takes them
     made = _make_rows(settings, workspace, prompts[:count], texts)
     deltas = _deltas(settings, workspace, {name: judged.traces for name, judged in made.items()})
-    entries = [_entry(name, judged, deltas[name]) for name, judged in made.items()]
     report = BakeoffReport(
         scorer=scorer_identity(settings),
-        trust=trust,
+        trust="",
         planned=len(prompts),
-        entries=entries,
-        recommended=choose_protocol(entries).protocol,
+        entries=[_entry(name, made[name], deltas[name]) for name in made if isinstance(texts[name], Protocol)],
+        samples=[_sampled_entry(name, made[name], deltas[name]) for name in made if isinstance(texts[name], Samples)],
+        recommended=None,
     )
+    report = _judged_now(report, workspace)
     write_json(workspace.bakeoff, report.model_dump(mode="json"))
-    if all(entry.prompts == min(count, len(prompts)) for entry in entries):  # else an endpoint failed: again later
+    # else an endpoint failed: again later
+    if all(entry.prompts == min(count, len(prompts)) for entry in report.all_entries()):
         workspace.seal("bakeoff", fingerprint, [workspace.bakeoff], report)
     return report
+
+
+def _usual(settings: Settings, file: Path | None) -> list[str]:
+    """Every critique protocol, and samples where they would differ."""
+    return [*protocol_names(file), *([USUAL] if settings.generate.temperature > 0 else [])]
+
+
+def _judged_now(report: BakeoffReport, workspace: Workspace) -> BakeoffReport:
+    """With today's calibration and rule: an older report may recommend what never won."""
+    calibration = load_calibration(workspace, report.scorer)
+    samples = [with_labels(entry, calibration) for entry in report.samples]
+    return report.model_copy(
+        update={
+            "trust": trust_line(calibration),
+            "samples": samples,
+            "recommended": choose_protocol(report.entries, samples).protocol,
+        }
+    )
 
 
 def _basis(settings: Settings, file: Path | None) -> Fingerprint:
@@ -146,7 +193,7 @@ def _begin(workspace: Workspace, basis: Fingerprint) -> None:
 
 
 def _make_rows(
-    settings: Settings, workspace: Workspace, prompts: list[Prompt], protocols: dict[str, Protocol]
+    settings: Settings, workspace: Workspace, prompts: list[Prompt], protocols: dict[str, Protocol | Samples]
 ) -> dict[str, _Judged]:
     """The traces of every protocol; nothing is loaded when all are on disk."""
     ordered = sorted(prompts, key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
@@ -155,8 +202,10 @@ def _make_rows(
     wanted = {prompt.id for prompt in prompts}
     if any(wanted - store.ids() for store in (drafts, *stores.values())):
         require_scorer(settings, workspace, "bakeoff")
+        # a critique protocol, if there is one: the endpoint comes with it
+        first = min(protocols, key=lambda name: isinstance(protocols[name], Samples))
         with interruptible():
-            critic = load_critic(settings, next(iter(protocols)))
+            critic = load_critic(settings, first)
         require_answer(critic.drafter)
         missing = [prompt for prompt in ordered if prompt.id not in drafts.ids()]
         _in_batches(critic, "draft", missing, drafts, lambda part: map(_draft_row, make_drafts(critic, part)))
@@ -214,17 +263,25 @@ def _judged(store: JsonlStore, wanted: set[str], drafting: dict[str, float]) -> 
 
 
 def _deltas(settings: Settings, workspace: Workspace, made: dict[str, list[Trace]]) -> dict[str, list[float]]:
-    """Score differences of each protocol's revisions; all are judged in one call, which loads the scorer once."""
-    revised = {name: [trace for trace in traces if trace.outcome == "revised"] for name, traces in made.items()}
-    asked = [
-        ResponsePair(trace.prompt.messages, trace.draft, trace.revision)
-        for traces in revised.values()
-        for trace in traces
-    ]
+    """Score differences of each protocol's pairs; all are judged in one call, which loads the scorer once."""
+    comparable = {
+        name: [trace for trace in traces if trace.outcome in ("revised", "sampled")] for name, traces in made.items()
+    }
+    asked = [pair for traces in comparable.values() for trace in traces for pair in asked_about(trace)]
     scores = iter(judge_pairs(settings, asked, JsonlStore(workspace.bakeoff_scores)).scores)
     return {
-        name: [pair.second - pair.first for pair in islice(scores, len(traces))] for name, traces in revised.items()
+        name: [_delta(trace, list(islice(scores, len(asked_about(trace)))), settings) for trace in traces]
+        for name, traces in comparable.items()
     }
+
+
+def _delta(trace: Trace, scores: list[PairScores], settings: Settings) -> float:
+    """Revision less draft, or best sample less worst."""
+    if trace.outcome == "sampled":
+        best, worst = extremes(trace, scores, settings)
+        return best.rating - worst.rating
+    (score,) = scores
+    return score.second - score.first
 
 
 def _entry(name: str, made: _Judged, deltas: list[float]) -> Entry:
@@ -239,6 +296,18 @@ def _entry(name: str, made: _Judged, deltas: list[float]) -> Entry:
         losses=sum(delta < 0 for delta in deltas),
         win_rate=proportion(wins, len(deltas)),
         mean_delta=sum(deltas) / len(deltas) if deltas else None,
+        tokens_a_pair=sum(trace.tokens for trace in made.traces) / count,
+        seconds_a_pair=made.seconds / count,
+    )
+
+
+def _sampled_entry(name: str, made: _Judged, deltas: list[float]) -> SampledEntry:
+    count = len(made.traces)
+    return SampledEntry(
+        protocol=name,
+        prompts=count,
+        outcomes=dict(Counter(trace.outcome for trace in made.traces)),
+        deltas=deltas,
         tokens_a_pair=sum(trace.tokens for trace in made.traces) / count,
         seconds_a_pair=made.seconds / count,
     )

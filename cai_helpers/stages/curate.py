@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from cai_helpers.analysis.frame import pair_frame, read_pairs
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
+from cai_helpers.calibration.threshold import Threshold, threshold_of
 from cai_helpers.contents import file_hash
 from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.overrides import read_overrides
@@ -35,6 +37,8 @@ class CurateReport(StageReport):
     min_pairs: int
     overruled: Overruled
     one_sided: dict[str, int]  # reason → answers of dropped pairs that are good or bad by themselves, for KTO
+    least_delta: str = ""  # the least score difference of a training row and where it comes from; "": a plain 0
+    advice: str | None = None  # on sampled pairs whose differences all count
     gate: list[Target]
     trust: str | None  # what gold pairs say of the scorer; None: a file from elsewhere, whose scorer nobody knows
 
@@ -54,13 +58,16 @@ class CurateReport(StageReport):
             ("prefers an answer over a refusal", str(self.refusals_rejected)),
             *_overruled_lines(self.overruled),
             ("one side trustworthy (for KTO)", ", ".join(f"{n} {why}" for why, n in self.one_sided.items()) or "none"),
+            *([("least score difference", self.least_delta)] if self.least_delta else []),
+            *([] if self.advice is None else [("advice", self.advice)]),
             *((f"gate: {target.name}", target.line()) for target in self.gate),
             *([] if self.trust is None else [("scorer, on gold pairs", self.trust)]),
         ]
 
     def summary(self) -> list[tuple[str, str]]:
         missed = [target.name for target in self.gate if not target.ok]
-        shown = [line for line in self.lines() if line[0] in ("kept", "overruled") or line[0].startswith("dropped")]
+        named = ("kept", "overruled", "least score difference", "advice")
+        shown = [line for line in self.lines() if line[0] in named or line[0].startswith("dropped")]
         return [*shown, ("gate", "all targets met" if not missed else f"falls short in: {', '.join(missed)}")]
 
 
@@ -77,14 +84,22 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     source = pairs_file or workspace.require(workspace.pairs, made_by="score")
     outputs = [workspace.train_rows, workspace.eval_rows, workspace.dropped_rows, workspace.one_sided_rows]
     outputs.append(workspace.curation_stats)
+    threshold = threshold_of(settings, workspace, from_elsewhere=pairs_file is not None)
     fingerprint = _fingerprint(settings, workspace, source, outputs)
+    if settings.curate.min_delta == "auto":
+        fingerprint["calibrated min_delta"] = threshold.line()
+    if threshold.warning:
+        workspace.say("curate", threshold.warning)
+    elif not threshold.trusted:
+        workspace.say("curate", f"WARNING: curate.min_delta: {threshold.line()}")
     trust = trust_of_pairs(workspace) if pairs_file is None else None
     if (report := workspace.finished("curate", fingerprint, CurateReport)) is not None:
         return report.model_copy(update={"trust": trust})
 
     pairs = list(read_pairs(source))
-    curation = curate(pairs, read_overrides(workspace.overrides), settings.curate, settings.seed)
-    statistics = analyze_frame(pair_frame(pairs), max(TIE, settings.curate.min_delta))
+    rules = settings.curate.with_least_delta(threshold.value if threshold.trusted else math.inf)
+    curation = curate(pairs, read_overrides(workspace.overrides), rules, settings.seed)
+    statistics = analyze_frame(pair_frame(pairs), max(TIE, threshold.value))
     ids = {row.id for row in curation.rows}
     eval_ids = held_out_ids(ids, settings.curate.eval_fraction, settings.seed)
     train = [row for row in curation.rows if row.id not in eval_ids]
@@ -92,7 +107,7 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     extra = one_sided(curation.dropped, held_out_rule(ids, eval_ids, settings.seed))
 
     report = _report(curation, statistics, len(train), len(held_out), extra, settings)
-    report = report.model_copy(update={"trust": trust})
+    report = report.model_copy(update={"trust": trust, **_on_differences(settings, threshold, statistics)})
     write_jsonl(workspace.train_rows, (row.model_dump() for row in train))
     write_jsonl(workspace.eval_rows, (row.model_dump() for row in held_out))
     write_jsonl(
@@ -142,6 +157,19 @@ def _report(
         gate=check_targets(statistics, len(rows), refusing / len(rows) if rows else None, settings.curate),
         trust=None,
     )
+
+
+def _on_differences(settings: Settings, threshold: Threshold, statistics: Statistics) -> dict[str, str | None]:
+    """What the report says of the least score difference."""
+    unset = settings.curate.min_delta == 0
+    advice = (
+        "best against worst differ whatever the scorer knows: set curate.min_delta=auto, so that only differences count "
+        "from which on `cai calibrate` found its labels right"
+    )
+    return {
+        "least_delta": "" if unset else threshold.line(),
+        "advice": advice if unset and statistics.sampled else None,
+    }
 
 
 def _answers_over_refusal(row: PreferenceRow) -> bool:

@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from cai_helpers import __version__
 from cai_helpers.contents import file_hash
+from cai_helpers.critique.samples import FAMILY, is_samples
 from cai_helpers.errors import CaiError
 from cai_helpers.ground import make_folder
 from cai_helpers.manifest import library_versions
@@ -127,10 +128,33 @@ def model_card(settings: Settings, workspace: Workspace, trained: bool) -> str:
         loading=_loading(settings, workspace)
         if trained
         else "There is no adapter in this archive: training did not finish.",
+        origin=_origin(workspace),
         data=_shown(workspace, "curate", "The pairs were scored but not curated."),
-        training=f"{_method(settings)}\n\n{_shown(workspace, 'train', '')}" if trained else "Nothing was trained.",
+        training=f"{_method(settings, is_samples(_protocol(workspace)))}\n\n{_shown(workspace, 'train', '')}"
+        if trained
+        else "Nothing was trained.",
         evaluation=_evaluation(workspace),
     )
+
+
+def _origin(workspace: Workspace) -> str:
+    """Where the two sides of a pair come from."""
+    protocol = _protocol(workspace)
+    if is_samples(protocol):
+        return (
+            f"it answered each prompt {protocol.removeprefix(FAMILY)} times (protocol {protocol}; no critique, no "
+            "constitution), a scorer judged all answers, and the best one became `chosen`, the worst one `rejected`."
+        )
+    return (
+        "it drafted an answer to each prompt, criticised it by a constitution, revised it, a reward model scored both, "
+        "and the better one became `chosen`."
+    )
+
+
+def _protocol(workspace: Workspace) -> str:
+    """How the pairs were made; empty where they come from elsewhere."""
+    generated = workspace.manifest("generate")
+    return "" if generated is None else str(generated.report["protocol"])
 
 
 def _loading(settings: Settings, workspace: Workspace) -> str:
@@ -149,12 +173,13 @@ model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(name), "m
 The adapter goes on the base model itself: where there was a Stage 2, it continues and holds it, so do not load both."""
 
 
-def _method(settings: Settings) -> str:
+def _method(settings: Settings, sampled: bool) -> str:
     train = settings.train
+    learned = "the best samples" if sampled else "the winning revisions (Bai et al. 2022, section 3)"
     phases = []
     if "sft" in train.method:
         phases.append(
-            "Supervised fine-tuning on the winning revisions (Bai et al. 2022, section 3) with learning rate "
+            f"Supervised fine-tuning on {learned} with learning rate "
             f"{train.sft_learning_rate:g}, {train.sft_epochs:g} epochs"
         )
     if "dpo" in train.method:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from pydantic import Field
 from tqdm.auto import tqdm
 
+from cai_helpers.calibration.differences import read_choice
 from cai_helpers.critique.critic import Critic, load_critic, make_traces, trace_basis
-from cai_helpers.critique.protocol_choice import Choice, read_choice, require_protocol
+from cai_helpers.critique.protocol_choice import Choice, require_protocol
+from cai_helpers.critique.samples import is_samples
 from cai_helpers.errors import StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.machine.processes import Processes, this_process
@@ -40,7 +42,7 @@ class GenerateReport(StageReport):
     protocol: str
     pairs: int
     outcomes: dict[str, int]
-    attempted: int  # revisions the critic tried: all but the kept
+    attempted: int  # revisions the critic tried: all but the kept; none where samples are drawn
     identical: int  # of the attempted: the "revision" is the draft again
     principles: dict[str, int]  # id → pairs it was shown for
     tokens: int  # generated, all rows
@@ -56,8 +58,6 @@ class GenerateReport(StageReport):
         return "Pairs: draft, critique, revision"
 
     def lines(self) -> list[tuple[str, str]]:
-        same = self.identical + self.outcomes.get("kept", 0)
-        common = sorted(self.principles.items(), key=lambda item: -item[1])[:3]
         return [
             *self.prompts.lines(),
             ("protocol", self.protocol),
@@ -67,6 +67,18 @@ class GenerateReport(StageReport):
                 for name in OUTCOME_MEANING
                 if name in self.outcomes
             ),
+            *(self._of_samples() if is_samples(self.protocol) else self._of_critic()),
+            ("tokens generated", f"{self.tokens:,}"),
+            *([("not answered by the endpoint", f"{self.failed}; run it again to try them")] if self.failed else []),
+            *self.talk,
+            *self.endpoint,
+            ("this call", f"{self.rows_now} pairs in {self.seconds:.0f} s"),
+        ]
+
+    def _of_critic(self) -> list[tuple[str, str]]:
+        same = self.identical + self.outcomes.get("kept", 0)
+        common = sorted(self.principles.items(), key=lambda item: -item[1])[:3]
+        return [
             (
                 "both sides identical",
                 f"{same} of {self.pairs}; of {self.attempted} attempted revisions {self.identical}",
@@ -76,12 +88,11 @@ class GenerateReport(StageReport):
                 f"{len(self.principles)} different ones, most often "
                 + ", ".join(f"{name} (in {count / self.pairs:.0%} of the pairs)" for name, count in common),
             ),
-            ("tokens generated", f"{self.tokens:,}"),
-            *([("not answered by the endpoint", f"{self.failed}; run it again to try them")] if self.failed else []),
-            *self.talk,
-            *self.endpoint,
-            ("this call", f"{self.rows_now} pairs in {self.seconds:.0f} s"),
         ]
+
+    def _of_samples(self) -> list[tuple[str, str]]:
+        made = self.outcomes.get("sampled", 0)
+        return [("two usable samples", f"{made} of {self.pairs}; `cai score` picks the best and the worst of each")]
 
     def summary(self) -> list[tuple[str, str]]:
         return [("pairs generated", f"{self.pairs}, protocol {self.protocol}")]
@@ -139,10 +150,13 @@ def chosen_protocol(settings: Settings, workspace: Workspace) -> str:
     """
     if settings.generate.protocol != "auto":
         return settings.generate.protocol
-    choice = read_choice(workspace.bakeoff) if workspace.bakeoff.exists() else Choice("single/short", "")
+    choice = read_choice(workspace) if workspace.bakeoff.exists() else Choice("single/short", "")
     begun = workspace.begun("generate")
     if begun is None:
-        return require_protocol(choice)
+        protocol = require_protocol(choice)
+        if is_samples(protocol):
+            workspace.say("generate", f"takes {protocol}: {choice.why}")
+        return protocol
     used = begun["generate.protocol"]
     if choice.protocol is None:
         workspace.say("generate", f"WARNING: goes on with {used}, as begun, but the bake-off says: {choice.why}")
@@ -190,19 +204,21 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
     rows = len(first) + _generate(critic, pending[len(first) :], store)
     # what Critic knows as generators, which the scripted twins of tests are as well
     talk = cast("LanguageModel", critic.drafter).notes()
-    api = settings.generate.critic == "api"
-    return _Made(rows, talk, cast("EndpointGenerator", critic.critic).usage.lines() if api else [])
+    usage = [] if critic.critic is critic.drafter else cast("EndpointGenerator", critic.critic).usage.lines()
+    return _Made(rows, talk, usage)
 
 
 def readable(trace: Trace) -> str:
     """All that was said about one prompt, for a person."""
-    parts = {
-        "PROMPT": trace.prompt.text,
-        "DRAFT": trace.draft,
-        "PRINCIPLES": ", ".join(trace.principle_ids),
-        "CRITIC": "\n".join(trace.critic_outputs),
-        "OUTCOME": f"{trace.outcome}: {trace.reason}",
-    }
+    if trace.drafts:
+        said = {f"SAMPLE {number}": draft.text for number, draft in enumerate(trace.drafts, start=1)}
+    else:
+        said = {
+            "DRAFT": trace.draft,
+            "PRINCIPLES": ", ".join(trace.principle_ids),
+            "CRITIC": "\n".join(trace.critic_outputs),
+        }
+    parts = {"PROMPT": trace.prompt.text, **said, "OUTCOME": f"{trace.outcome}: {trace.reason}"}
     return "\n".join(f"  {name.ljust(10)} " + text.replace("\n", "\n" + " " * 13) for name, text in parts.items())
 
 
@@ -266,7 +282,7 @@ def _merge_shares(workspace: Workspace) -> None:
 def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) -> GenerateReport:
     wanted = {row["id"] for row in read_jsonl(workspace.prompts)}
     traces = [trace for trace in map(Trace.model_validate, read_jsonl(workspace.traces)) if trace.id in wanted]
-    attempted = [trace for trace in traces if trace.outcome != "kept"]
+    attempted = [] if is_samples(protocol) else [trace for trace in traces if trace.outcome != "kept"]
     return GenerateReport(
         prompts=PromptSummary.model_validate(read_json(workspace.prompt_summary, _SUMMARY_DAMAGED)),
         protocol=protocol,

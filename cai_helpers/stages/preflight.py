@@ -21,7 +21,9 @@ from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.readiness.needs import require_ready
 from cai_helpers.schema import Prompt, StageReport, Trace
-from cai_helpers.scoring.judge import ResponsePair, load_scorer, questions_of
+from cai_helpers.scoring.judge import ResponsePair, load_scorer, question_key, questions_of
+from cai_helpers.scoring.questions import Question
+from cai_helpers.scoring.samples import asked_about
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
 from cai_helpers.training.rehearsal import Rehearsal, Rehearsed, rehearse
@@ -141,14 +143,19 @@ def _score(settings: Settings, traces: list[Trace], say: Callable[[str], None]) 
     """How many texts, and seconds a text."""
     release_memory()
     scorer = load_scorer(settings)
-    pairs = [ResponsePair(trace.prompt.messages, trace.draft, trace.revision) for trace in traces]
-    asked = [question for pair in pairs for question in questions_of(pair, settings)]
+    pairs = [pair for trace in traces for pair in asked_about(trace)]
+    # a sample stands in several pairs and is scored once
+    asked = list({key: question for pair in pairs for key, question in _by_key(pair, settings)}.values())
     started = time.monotonic()
     answers = dict(scorer.iterate(asked))
     seconds = time.monotonic() - started
     first = [answers[place] for place in range(len(questions_of(pairs[0], settings)))]
     say(f"its scores: {', '.join(f'{score:+.2f}' for scores in first for score in scores) or 'two equal texts'}")
     return len(asked), seconds / max(1, len(asked))
+
+
+def _by_key(pair: ResponsePair, settings: Settings) -> list[tuple[str, Question]]:
+    return [(question_key("", question), question) for question in questions_of(pair, settings)]
 
 
 def _report(
@@ -178,7 +185,7 @@ def _report(
         usable=usable_memory(machine) / GIB,
         minutes={
             "generate": made.prompts * made.seconds / 60,
-            "score": 2 * made.prompts * scoring / 60,
+            "score": max(2, texts / len(made.traces)) * made.prompts * scoring / 60,
             "train": sum(phase.minutes for phase in rehearsal.phases),
             "evaluate": answers * (answer + scoring) / 60,
         },

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cai_helpers.calibration.threshold import NO_DIFFERENCE_TRUSTED
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.machine.hardware import Dtype, choose_dtype, this_machine, use_threads
@@ -126,9 +127,16 @@ def _one_sided(settings: Settings, workspace: Workspace) -> Fingerprint:
 def _require_enough(pairs: int, settings: Settings, workspace: Workspace, reasons: str = "") -> None:
     if pairs >= settings.curate.min_pairs:
         return
+    dropped: dict[str, int] = {}
     if workspace.curation_stats.exists():
         dropped = json.loads(workspace.curation_stats.read_text(encoding="utf-8"))["dropped"]
         reasons += "".join(f", {count} dropped as {reason}" for reason, count in dropped.items())
+    if "untrusted" in dropped:
+        raise NotEnoughPairs(
+            f"{pairs} usable pairs, and training needs curate.min_pairs = {settings.curate.min_pairs}{reasons}: with "
+            "curate.min_delta=auto no label counts that the calibration does not trust, and it trusts none.",
+            NO_DIFFERENCE_TRUSTED,
+        )
     raise NotEnoughPairs(
         f"{pairs} usable pairs, and training needs curate.min_pairs = {settings.curate.min_pairs}{reasons}.",
         "Generate more pairs (prompts.limit), or look in notebook 03 why they were dropped: fewer teach only noise.",
