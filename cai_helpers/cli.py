@@ -200,7 +200,7 @@ def export(settings: Settings, workspace: Workspace) -> StageReport:
 
 @_command
 def doctor(settings: Settings, workspace: Workspace) -> int:
-    """Check versions, GPU, memory, disk, token and access to the models. Exit code 1 if something is to do."""
+    """Check versions, GPU, disk, your files, and the models against each other. Exit code 1 if something is to do."""
     from cai_helpers.doctor import examine
 
     checks = examine(settings, workspace)

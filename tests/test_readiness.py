@@ -9,15 +9,18 @@ from typing import NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_run import make_workspace
 from typer.testing import CliRunner
 
 from cai_helpers.cli import app
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine
 from cai_helpers.models.hub import locate
+from cai_helpers.prompts.split import write_prompts
 from cai_helpers.readiness import needs
 from cai_helpers.readiness.check import Check, require
 from cai_helpers.settings import load_settings
+from cai_helpers.stages.evaluate import evaluate_models
 from cai_helpers.store import write_json, write_jsonl
 
 CPU = Machine("cpu", "CPU, 2 cores", None, 8 * GIB, 0)
@@ -223,6 +226,13 @@ def test_who_says_cpu_runs_a_preset_for_a_gpu_without_one(workspace, tiny, monke
     assert without.name == "GPU"
 
 
+def test_the_option_cpu_is_the_setting_cpu(workspace, tiny, monkeypatch):
+    monkeypatch.setattr("cai_helpers.readiness.host.this_machine", lambda: CPU)
+    options = ["--model", str(tiny / "base")]
+    assert "TODO  GPU: none" in invoked(workspace, *options, command="doctor", preset="t4").output
+    assert "ok    GPU: none" in invoked(workspace, *options, "--cpu", command="doctor", preset="t4").output
+
+
 def test_all_faults_are_in_one_list_with_what_is_fine(workspace, tmp_path):
     result = invoked(workspace, *broken_adapter(tmp_path), "--set", f"calibrate.gold={tmp_path / 'gold.jsonl'}")
     assert "ok    constitution: " in result.output
@@ -240,6 +250,23 @@ def test_an_adapter_that_names_another_base_of_the_same_shape_is_a_warning(smoke
     [adapter] = [check for check in needs.needed(settings, workspace, "train") if check.name == "adapter"]
     assert adapter.ok
     assert "WARNING: it names me/elsewhere as its base, and models.base is embedded:chat" in adapter.found
+
+
+def test_an_adapter_of_the_hub_is_held_against_the_base_once_it_is_fetched(smoke, workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    monkeypatch.setattr("huggingface_hub.auth_check", lambda name: None)
+    settings = smoke.model_copy(update={"models": smoke.models.model_copy(update={"adapter": "me/stage2"})})
+
+    def adapter_line() -> str:
+        return next(check.found for check in needs.needed(settings, workspace, "train") if check.name == "adapter")
+
+    assert adapter_line() == "me/stage2, accessible on the Hub"
+    fetched = copied("embedded:stage2", tmp_path)
+    monkeypatch.setattr(
+        "huggingface_hub.try_to_load_from_cache",
+        lambda name, file: str(fetched / file) if name == "me/stage2" else None,
+    )
+    assert adapter_line().startswith("me/stage2, rank 8, 56 matrices that fit embedded:chat, all finite")
 
 
 def test_ctrl_c_while_it_is_tried_is_one_sentence(workspace, monkeypatch):
@@ -303,3 +330,21 @@ def test_what_is_missing_and_what_to_do_is_one_error():
         require(checks)
     assert caught.value.what == "Not ready, so nothing was started. b: it is gone. c: Off."
     assert caught.value.todo == "Bring it. Turn it on."
+
+
+def test_training_refuses_a_broken_adapter_and_goes_on_with_a_mended_one(tmp_path):
+    workspace = make_workspace(tmp_path / "run")
+    [_, broken] = broken_adapter(tmp_path)
+    options = ["--adapter", broken, "--set", "curate.min_pairs=10"]
+    assert "holds a number that is not finite" in error_of(invoked(workspace, *options, command="train"))
+    assert not workspace.checkpoints.exists()
+    assert workspace.begun("train") is None  # a mended adapter is not "other settings"
+
+
+def test_the_evaluation_tries_its_scorer_before_it_generates(workspace, tmp_path):
+    settings = load_settings("smoke", [reward_turned_round(tmp_path)[1]])
+    write_prompts(settings, workspace)
+    shutil.copytree(locate("embedded:stage2"), workspace.adapter)
+    with pytest.raises(CaiError, match="to word salad"):
+        evaluate_models(settings, workspace)
+    assert not workspace.answers.exists()

@@ -23,7 +23,8 @@ def policy(settings: Settings, workspace: Workspace) -> list[Check]:
     key = identity(models.base), identity(models.adapter)
     if key not in _KNOWN:
         checks = _tried(models.base, models.adapter)
-        if not all(check.ok for check in checks):
+        fetched = models.adapter is None or local_folder(models.adapter, CONFIG_FILE) is not None
+        if not fetched or not all(check.ok for check in checks):
             return checks
         _KNOWN[key] = checks
     return _KNOWN[key]

@@ -69,6 +69,8 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
     pairs = len(read_rows(workspace.train_rows)) + len(read_rows(workspace.eval_rows))
     _require_enough(pairs, settings, workspace)
     _heed_gate(settings, workspace)
+    if not workspace.manifest_of("train").exists():
+        require_ready(settings, workspace, "train")  # before it counts as begun with what is broken
     workspace.begin("train", fingerprint)
     expected: dict[str, type[Report]] = {"sft": SftReport, "kto": KtoReport}
     report_type = expected.get(settings.train.method, DpoReport)
