@@ -94,7 +94,7 @@ class ChatFormat:
         """What was found, for a person."""
         question = [{"role": "user", "content": "a"}]
         thinking = self.tokenizer.apply_chat_template(
-            question, tokenize=False, add_generation_prompt=True, enable_thinking=True
+            question, tokenize=False, add_generation_prompt=True, **(TEMPLATE_OPTIONS | {"enable_thinking": True})
         )
         found = [
             f"answers end at {self.readable_ends()}",
