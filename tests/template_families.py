@@ -88,8 +88,8 @@ def tokenizer_with(template: str, marks: list[str] | None = None) -> PreTrainedT
     """The tiny tokenizer with a template, whose special tokens stand in it."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    found = sorted({*_MARKS.findall(template), *(marks or [])})
-    tokenizer.add_special_tokens({"additional_special_tokens": found})
+    special = sorted({*_MARKS.findall(template), *(marks or [])})
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
     return tokenizer
 
 

@@ -58,9 +58,9 @@ def documented() -> dict[str, RewardSource]:
     written = [re.search(r"`(models\.reward=[^`]+)`", row[-1]) for row in rows]
     last: list[str] = []
     sources = {}
-    for name, found in zip(names, written, strict=True):
-        if found:
-            last = found.group(1).split()
+    for name, match in zip(names, written, strict=True):
+        if match:
+            last = match.group(1).split()
         elif "the same with its name" in rows[names.index(name)][-1]:
             last = [f"models.reward={name}", *last[1:]]
         sources[name] = load_settings("t4", last).models.reward
