@@ -66,7 +66,12 @@ OWN_TEMPLATES = {
     ),
 }  # fmt: skip
 _ENDS = {"Llama 2": "</s>", "Mistral 7B v0.1, v0.2": "</s>", "Mistral 7B v0.3": "</s>"}
-_UNWRITTEN_MARKS = {"Phi-4-mini": ["<|system|>", "<|user|>", "<|assistant|>"]}  # put together from a role
+_BRACKETS = ["[INST]", "[/INST]"]
+_UNWRITTEN_MARKS = {  # in other brackets, or put together from a role
+    "Mistral 7B v0.1, v0.2": _BRACKETS,
+    "Mistral 7B v0.3": _BRACKETS,
+    "Phi-4-mini": ["<|system|>", "<|user|>", "<|assistant|>"],
+}
 
 
 class Talk(NamedTuple):
@@ -83,8 +88,8 @@ def tokenizer_with(template: str, marks: list[str] | None = None) -> PreTrainedT
     """The tiny tokenizer with a template, whose special tokens stand in it."""
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = template
-    found = sorted({*_MARKS.findall(template), *(marks or [])})
-    tokenizer.add_special_tokens({"additional_special_tokens": found})
+    special = sorted({*_MARKS.findall(template), *(marks or [])})
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
     return tokenizer
 
 
@@ -111,7 +116,8 @@ def describe(tokenizer: PreTrainedTokenizerFast) -> Talk:
         return Talk("–", "–", "–", "–", f"refused: it can{error.what.partition(' can')[2].rstrip('.')}")
     trainable = _why_not_trainable(chat_format)
     quiet = chat_format.render(_QUESTION)
-    aloud = tokenizer.apply_chat_template(_QUESTION, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    thinking_on = TEMPLATE_OPTIONS | {"enable_thinking": True}
+    aloud = tokenizer.apply_chat_template(_QUESTION, tokenize=False, add_generation_prompt=True, **thinking_on)
     opening, folded, own = _opening(chat_format), not chat_format.accepts_system, "system" in quiet.lower()
     thinking = _thinking(quiet, aloud, opening)
     done = [

@@ -13,7 +13,7 @@ from cai_helpers.manifest import Manifest
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.stages.analyze import analyze_pairs
 from cai_helpers.stages.curate import curate_pairs
-from cai_helpers.stages.train import train_dpo
+from cai_helpers.stages.train import train_policy
 from cai_helpers.store import write_json, write_jsonl
 from cai_helpers.workspace import Workspace
 
@@ -86,7 +86,7 @@ def test_auto_where_the_calibration_trusts_no_difference_keeps_no_label_and_trai
     assert dict(report.lines())["least score difference"].startswith("none: auto, but of 400 gold pairs")
     assert "WARNING: curate.min_delta: none" in capsys.readouterr().out
     with pytest.raises(NotEnoughPairs, match="no label counts that the calibration does not trust") as refusal:
-        train_dpo(auto(), workspace)
+        train_policy(auto(), workspace)
     assert "Take another scorer" in refusal.value.todo
     analyze_pairs(auto(), workspace)  # the pairs can be looked at all the same
 

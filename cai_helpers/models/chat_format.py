@@ -126,7 +126,7 @@ class ChatFormat:
         question: Messages = [{"role": "user", "content": "a"}]
         try:
             thinking = self.tokenizer.apply_chat_template(
-                question, tokenize=False, add_generation_prompt=True, enable_thinking=True
+                question, tokenize=False, add_generation_prompt=True, **(TEMPLATE_OPTIONS | {"enable_thinking": True})
             )
         except TemplateError:
             return True
