@@ -33,6 +33,7 @@ from cai_helpers.store import write_jsonl  # noqa: E402
 
 COMPLIES, REFUSES = "1_full_compliance", "2_full_refusal"
 SHARES = {"reward": 0.45, "gold": 0.1, "train": 0.35, "eval": 0.1}  # of the prompts
+OF_XSTEST = {"reward": 0.3, "gold": 0.1, "train": 0.3, "eval": 0.3}  # it alone has benign prompts
 
 
 def main() -> None:
@@ -65,12 +66,12 @@ def write_data(data: Path, out: Path) -> None:
             if part in ("train", "eval") and source.startswith("hh-rlhf"):
                 prompts[part].append({"messages": pair.messages, "category": HARMFUL})
     for prompt, unsafe, better, worse in judged_answers(data / "xstest"):
-        part = part_of(prompt)
+        part = part_of(prompt, OF_XSTEST)
         category = HARMFUL if unsafe else BENIGN
         messages = [{"role": "user", "content": prompt}]
         pairs[part].append({"messages": messages, "better": better, "worse": worse, "category": category})
     for prompt, unsafe in read_prompts(data / "xstest"):
-        if (part := part_of(prompt)) in ("train", "eval"):
+        if (part := part_of(prompt, OF_XSTEST)) in ("train", "eval"):
             message = {"messages": [{"role": "user", "content": prompt}], "category": HARMFUL if unsafe else BENIGN}
             prompts[part].append(message)
     write_jsonl(out / "reward_pairs.jsonl", pairs["reward"])
@@ -81,10 +82,10 @@ def write_data(data: Path, out: Path) -> None:
         print(f"{name}: {len(rows)}, of which {sum(row['category'] == BENIGN for row in rows)} benign", flush=True)
 
 
-def part_of(prompt: str) -> str:
+def part_of(prompt: str, shares: dict[str, float] = SHARES) -> str:
     """Which share a prompt belongs to, whatever source it came from."""
     place = int(hashlib.sha256(prompt.strip().lower().encode()).hexdigest()[:8], 16) / 16**8
-    for part, share in SHARES.items():
+    for part, share in shares.items():
         if place < share:
             return part
         place -= share

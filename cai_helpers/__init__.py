@@ -22,6 +22,7 @@ _HOME = {  # public name → the module it lives in
     "change_settings": "settings",
     "check_path": "stages.preflight",
     "compare_protocols": "stages.bakeoff",
+    "compare_scorers": "stages.compare_scorers",
     "curate_pairs": "stages.curate",
     "download_models": "stages.download",
     "evaluate_models": "stages.evaluate",

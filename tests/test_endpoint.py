@@ -657,7 +657,7 @@ def test_rows_that_were_answered_before_an_endpoint_fails_for_good_are_kept(serv
             *(answer("KEEP_ORIGINAL"), refuse(400), answer("KEEP_ORIGINAL"), refuse(401, "used up")),
         ],
     }
-    server.reply = then_hang(server, replies[protocol])
+    server.reply = then_hang(server, [answer("OK"), *replies[protocol]])  # the first is asked whether it is there
     changes = ["generate.critic=api", f"endpoint.base_url={server.base_url}", "endpoint.model=judge", "threads=1"]
     changes += ["prompts.limit=8", "endpoint.concurrency=1", f"generate.protocol={protocol}"]
     settings = load_settings("smoke", changes)

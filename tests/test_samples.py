@@ -157,7 +157,7 @@ def test_all_drafts_of_a_prompt_stand_in_its_trace_in_their_order(scripted):
     prompts = [Prompt(id=name, messages=LOCK, category="harmless", source="here") for name in "xy"]
     critic = Critic(drafter, drafter, Samples("samples/2", 2), None, small())
     critic = critic._replace(constitution=_no_principles())
-    traces = make_traces(critic, prompts)
+    traces = list(make_traces(critic, prompts))
     assert [[sample.text for sample in trace.drafts] for trace in traces] == [[WHOLE, A], [OTHER, B]]
     assert [(trace.draft, trace.outcome, trace.critique, trace.principle_ids) for trace in traces] == [
         (WHOLE, "sampled", "", []),

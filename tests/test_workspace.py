@@ -4,7 +4,7 @@ import pytest
 
 import cai_helpers
 from cai_helpers.calibration.accuracy import load_calibration
-from cai_helpers.critique.protocol_choice import read_choice
+from cai_helpers.calibration.differences import read_choice
 from cai_helpers.errors import CaiError, SettingsChanged
 from cai_helpers.manifest import difference
 from cai_helpers.pages.run_page import write_run_report
@@ -131,7 +131,7 @@ def test_a_damaged_file_of_the_workspace_is_named_with_what_to_do(workspace, smo
 def test_a_damaged_or_foreign_result_is_named_with_the_command_that_makes_it_anew(workspace, content, message):
     readers = {
         workspace.calibration: ("cai calibrate", lambda: load_calibration(workspace, "s")),
-        workspace.bakeoff: ("cai bakeoff", lambda: read_choice(workspace.bakeoff)),
+        workspace.bakeoff: ("cai bakeoff", lambda: read_choice(workspace)),
     }
     for path, (command, read) in readers.items():
         path.parent.mkdir(parents=True)

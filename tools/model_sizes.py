@@ -87,9 +87,9 @@ def need_of(size: Size) -> Need:
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(config))
         settings = load_settings("t4", [f"models.base={folder}"])
-        plan = plan_memory(settings, dtype, T4, settings.train.max_length)
+        plan = plan_memory(settings, dtype, T4, settings.train.max_length, sides=2)
         single = change_settings(settings, ["train.batch_size=1"])
-        smallest = plan_memory(single, dtype, T4, settings.train.max_length)
+        smallest = plan_memory(single, dtype, T4, settings.train.max_length, sides=2)
     bytes_each = 4 if size.fp32 else 2
     head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
     values = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head  # keys and values, a token

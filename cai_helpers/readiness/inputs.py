@@ -9,7 +9,8 @@ from pathlib import Path
 
 from cai_helpers.calibration.gold import read_gold
 from cai_helpers.critique.constitution import load_constitution
-from cai_helpers.critique.protocols import load_protocol, protocol_names
+from cai_helpers.critique.critic import protocol_of
+from cai_helpers.critique.protocols import protocol_names
 from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import locate
 from cai_helpers.prompts.sources import Malformed, conversation, is_file, read_rows
@@ -98,5 +99,5 @@ def _protocols_line(settings: Settings) -> str:
     file = Path(own) if own else None
     names = protocol_names(file)
     if protocol != "auto":
-        load_protocol(protocol, file)
+        protocol_of(settings, protocol)
     return f"{own or 'the built-in ones'}, {len(names)} of them; generate.protocol is {protocol}"
