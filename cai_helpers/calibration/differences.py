@@ -65,12 +65,13 @@ def read_choice(workspace: Workspace) -> Choice:
     scorer may have been calibrated after it."""
     stored = read_json(workspace.bakeoff, "Delete that file, or run `cai bakeoff` again.")
     try:
-        calibration = load_calibration(workspace, stored["scorer"])
+        scorer = stored["scorer"]
         entries = [Entry.model_validate(row) for row in stored["entries"]]
-        samples = [with_labels(SampledEntry.model_validate(row), calibration) for row in stored.get("samples", [])]
+        sampled = [SampledEntry.model_validate(row) for row in stored.get("samples", [])]
     except (KeyError, TypeError, ValidationError) as error:
         raise CaiError(
             f"{workspace.bakeoff} is not of the form that this version of cai-helpers writes.",
             "Run `cai bakeoff` again with the same --workspace, or name a protocol (generate.protocol=single/short).",
         ) from error
-    return choose_protocol(entries, samples)
+    calibration = load_calibration(workspace, scorer)
+    return choose_protocol(entries, [with_labels(entry, calibration) for entry in sampled])
