@@ -145,17 +145,38 @@ def test_broken_text_outweighs_any_win_rate():
     assert "degenerate answers changed by +8 points (+3 to +15), to 8%" in found.reason
 
 
-def test_answers_about_something_else_outweigh_any_win_rate():
+def test_a_rise_of_broken_text_counts_by_its_size_or_once_its_interval_lies_above_zero():
+    five_points = verdict(group(50, 50, category="harmless", broken=5) + group(50, 50))
+    assert five_points.verdict == "worse"
+    assert "degenerate answers changed by +5 points (+0 to +11)" in five_points.reason
+    assert verdict(group(50, 50, category="harmless", broken=4) + group(50, 50)).verdict == "better"
+    ten_points = verdict(group(10, 10, category="harmless", broken=2) + group(10, 10))
+    assert ten_points.verdict == "worse"
+    assert "degenerate answers changed by +10 points (-8 to +30)" in ten_points.reason
+
+
+def off_topic(count: int) -> list[Response]:
+    """Twelve prompts whose Stage 2 answers speak of them; of `count` the Stage 3 answer speaks of another one."""
     names = [f"{first}{second}" for first in ("ona", "eli", "umo") for second in ("river", "baker", "violin", "carpet")]
-    rows = [
-        response(1.0, before=f"You take the {name}.", after=f"You take the {other}.", category="helpful").model_copy(
+    others = [*names[1:count], *names[:1], *names[count:]]
+    return [
+        response(1.0, before=f"You take the {name}.", after=f"You take the {other} then.", category="helpful").model_copy(
             update={"prompt": f"Where is the {name}?"}
         )
-        for name, other in zip(names, names[1:] + names[:1], strict=True)
+        for name, other in zip(names, others, strict=True)
     ]
-    found = verdict(rows)
+
+
+def test_answers_about_something_else_outweigh_any_win_rate():
+    found = verdict(off_topic(12))
     assert found.verdict == "worse"
     assert "answers speak less of what was asked" in found.reason
+
+
+def test_a_topic_fit_that_falls_within_its_interval_does_not_decide():
+    figures = compare(off_topic(3))
+    assert figures.fit_after.value < figures.fit_before.value
+    assert verdict(off_topic(3)).verdict == "better"
 
 
 def test_one_broken_answer_does_not_decide():
