@@ -79,6 +79,12 @@ def test_few_pairs_are_no_ground_for_a_verdict():
     assert trust_line(found).endswith("too few to say whether it can be trusted")
 
 
+def test_a_difference_that_only_twenty_pairs_exceed_is_not_recommended_however_right_they_are():
+    found = calibrate(judge(planted(160, lambda size: 1.0 if size > 3.5 else 0.5)), 0.95, "gold")
+    assert (found.bins[-1].accuracy.value, found.bins[-1].accuracy.n) == (1.0, 20)
+    assert (found.verdict, found.min_delta) == ("not to be trusted", None)
+
+
 def test_categories_are_told_apart():
     found = calibrate(judge([1.0] * 30) + judge([-1.0] * 10, category="helpful"), 0.7, "gold")
     assert {name: share.value for name, share in found.categories.items()} == {"harmless": 1.0, "helpful": 0.0}

@@ -87,7 +87,9 @@ def test_at_its_threshold_each_target_is_met_or_missed_as_its_aim_says():
         "mean delta": gate(rows(100, revised_score=0.5)),
         "meta-commentary": gate(rows(98) + meta),
     }
-    assert {name: (lines[name].aim, lines[name].found[:6].strip(), lines[name].ok) for name, lines in at_threshold.items()} == {
+    assert {
+        name: (lines[name].aim, lines[name].found[:6].strip(), lines[name].ok) for name, lines in at_threshold.items()
+    } == {
         "usable pairs": ("≥ 100", "100", True),
         "refusals over answers": ("≤ 75 %", "75 % o", True),
         "identical of attempted": ("< 5 %", "5 % (2", False),
