@@ -60,6 +60,11 @@ def test_wins_ties_and_losses_are_counted_and_a_tie_is_half_a_win():
     assert found.mean_delta.value == pytest.approx((1.0 + 0.2 + 0.0005 - 1.0) / 4)
 
 
+def test_a_difference_too_small_to_count_is_a_tie_whichever_side_it_favours():
+    found = compare([response(0.0005), response(-0.0005), response(0.002), response(-0.002)])
+    assert (found.wins, found.ties, found.losses) == (1, 2, 1)
+
+
 def test_two_equal_texts_tie_whatever_their_scores():
     assert compare([response(0.4, after=ANSWER)]).ties == 1
 
@@ -158,7 +163,7 @@ def test_a_rise_of_broken_text_counts_by_its_size_or_once_its_interval_lies_abov
 def off_topic(count: int) -> list[Response]:
     """Twelve prompts whose Stage 2 answers speak of them; of `count` the Stage 3 answer speaks of another one."""
     names = [f"{first}{second}" for first in ("ona", "eli", "umo") for second in ("river", "baker", "violin", "carpet")]
-    others = [*names[1:count], *names[:1], *names[count:]]
+    others = [*names[1:count], *names[: min(count, 1)], *names[count:]]
     return [
         response(
             1.0, before=f"You take the {name}.", after=f"You take the {other} then.", category="helpful"
@@ -171,6 +176,16 @@ def test_answers_about_something_else_outweigh_any_win_rate():
     found = verdict(off_topic(12))
     assert found.verdict == "worse"
     assert "answers speak less of what was asked" in found.reason
+
+
+def test_a_refusal_speaks_of_no_topic_and_is_left_out_of_the_fit():
+    rows = [
+        row.model_copy(update={"stage3": REFUSAL, "stage3_refuses": True} if place < 5 else {})
+        for place, row in enumerate(off_topic(0))
+    ]
+    figures = compare(rows)
+    assert (figures.fit_before.value, figures.fit_before.n) == (1.0, 12)
+    assert (figures.fit_after.value, figures.fit_after.n) == (1.0, 7)
 
 
 def test_a_topic_fit_that_falls_within_its_interval_does_not_decide():
