@@ -117,6 +117,13 @@ def test_one_gradient_norm_far_above_the_others_is_a_spike_and_a_skipped_step_is
     assert names(healthy(lambda step: {"grad_norm": 9.0} if step == 5 else {})) == []  # nothing to compare with yet
 
 
+def test_a_gradient_norm_is_measured_against_those_before_it_and_not_against_itself():
+    norms = dict(zip(range(5, 35, 5), [1.0, 1.0, 1.0, 9.0, 9.0, 12.0], strict=True))
+    rows = [training_row(step, grad_norm=norm) for step, norm in norms.items()]
+    [alarm] = first_raised(rows, Alarms(), BETA)
+    assert (alarm.name, alarm.step, alarm.evidence) == ("gradient spike", 30, "norm 12.00, median 1.00")
+
+
 def pair(chosen: int, rejected: int, margin: float) -> HeldOutPair:
     return HeldOutPair(
         id="a", chosen_side="revised", chosen_tokens=chosen, rejected_tokens=rejected, reward_chosen=margin / 2,

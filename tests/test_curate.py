@@ -271,6 +271,12 @@ def test_preferring_one_of_two_equal_texts_makes_no_row():
     assert curated([kept], override(kept, "revision")).dropped[0].reason == "identical"
 
 
+def test_preferring_one_of_two_texts_that_differ_in_white_space_alone_makes_no_row():
+    alike = pair(revised_response=" Use a pin.\n")
+    for decision in ("revision", "draft"):
+        assert curated([alike], override(alike, decision)).dropped[0].reason == "identical"
+
+
 def test_decisions_are_honoured_from_disk_and_counted_in_the_report(workspace, tmp_path):
     pairs = [answering(number) for number in range(4)]
     write_jsonl(tmp_path / "pairs.jsonl", [one.model_dump() for one in pairs])

@@ -89,6 +89,13 @@ def test_the_zip_holds_what_belongs_in_it_and_nothing_else(smoke, finished):
     assert finished.manifest("export").outputs.keys() == {"export/stage3_constitutional.zip"}
 
 
+def test_a_file_that_was_being_written_when_a_stage_died_stays_out(smoke, finished):
+    (finished.reports / "report.html.tmp").write_text("half a page")
+    export_artifacts(smoke, finished)
+    with zipfile.ZipFile(finished.export_dir / "stage3_constitutional.zip") as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".tmp")]
+
+
 def test_the_card_says_what_was_measured_and_how_to_load_it(smoke, finished):
     card = members(export_artifacts(smoke, finished))["README.md"].decode()
     for line in (
