@@ -159,7 +159,8 @@ def run(command: list[str]) -> int:
     """Print the command and its output as it comes; its exit code."""
     print(f"\n$ {' '.join(command)}", flush=True)
     started = time.monotonic()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
     code = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
     print(f"({time.monotonic() - started:.0f} s, exit code {code})", flush=True)
     return code

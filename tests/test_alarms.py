@@ -79,19 +79,28 @@ def test_a_margin_that_comes_from_the_rejected_side_alone_is_named():
     assert names(healthy(one_sided), least_margin=2) == []
 
 
+def evaluated(held_out: dict[int, float]) -> list[dict]:
+    """A healthy run with these held-out losses, by step."""
+    rows = []
+    for row in (row for row in healthy() if "loss" in row):
+        rows.append(row)
+        if row["step"] in held_out:
+            rows.append(evaluation_row(row["step"], held_out[row["step"]]))
+    return rows
+
+
 def test_a_held_out_loss_that_rises_while_the_training_loss_falls_is_overfitting():
-    rows = [row for row in healthy() if "loss" in row]
-    held_out = {20: 0.60, 40: 0.55, 60: 0.58, 80: 0.62, 100: 0.66}
-    for step, loss in held_out.items():
-        rows.insert(
-            next(place for place, row in enumerate(rows) if row["step"] == step) + 1, evaluation_row(step, loss)
-        )
+    rows = evaluated({20: 0.60, 40: 0.55, 60: 0.58, 80: 0.62, 100: 0.66})
     [alarm] = first_raised(rows, Alarms(), BETA)
     assert (alarm.name, alarm.step) == ("overfitting", 80)
     assert alarm.evidence.startswith("held-out loss 0.5500 at step 40, 0.6200 now; training loss")
     assert names(rows, patience=4) == []
     worse = [row | {"loss": 0.5 + row["step"] / 500} if "loss" in row else row for row in rows]
     assert "overfitting" not in names(worse)  # both rise: that is no overfitting
+
+
+def test_a_held_out_loss_that_comes_back_in_between_is_no_overfitting():
+    assert names(evaluated({20: 0.60, 40: 0.55, 60: 0.58, 80: 0.56, 100: 0.66})) == []
 
 
 def test_a_policy_fifty_nats_away_is_too_far():
@@ -106,6 +115,13 @@ def test_one_gradient_norm_far_above_the_others_is_a_spike_and_a_skipped_step_is
     assert (alarm.name, alarm.step) == ("gradient spike", 60)
     assert names(healthy(lambda step: {"grad_norm": None} if step == 60 else {})) == []
     assert names(healthy(lambda step: {"grad_norm": 9.0} if step == 5 else {})) == []  # nothing to compare with yet
+
+
+def test_a_gradient_norm_is_measured_against_those_before_it_and_not_against_itself():
+    norms = dict(zip(range(5, 35, 5), [1.0, 1.0, 1.0, 9.0, 9.0, 12.0], strict=True))
+    rows = [training_row(step, grad_norm=norm) for step, norm in norms.items()]
+    [alarm] = first_raised(rows, Alarms(), BETA)
+    assert (alarm.name, alarm.step, alarm.evidence) == ("gradient spike", 30, "norm 12.00, median 1.00")
 
 
 def pair(chosen: int, rejected: int, margin: float) -> HeldOutPair:

@@ -65,6 +65,12 @@ def test_a_tie_is_half_right_and_counted():
     assert [(one.low, one.accuracy.value) for one in found.bins] == [(0.0, 0.5), (0.5, 1.0)]
 
 
+def test_ties_count_against_a_threshold_of_zero():
+    found = calibrate(judge([0.0] * 40 + [1.0] * 60), 0.9, "gold")
+    assert (found.accuracy.value, found.verdict, found.min_delta) == (0.8, "trusted above a difference", 1.0)
+    assert (found.above.value, found.above.n) == (1.0, 60)
+
+
 def test_equal_scores_and_equal_lengths_have_no_figures_rather_than_invented_ones():
     found = calibrate(judge([0.0] * 40), 0.7, "gold")
     assert found.length_correlation is None
@@ -77,6 +83,12 @@ def test_few_pairs_are_no_ground_for_a_verdict():
     found = calibrate(judge([1.0] * 29), 0.7, "gold")
     assert found.verdict == "too few pairs"
     assert trust_line(found).endswith("too few to say whether it can be trusted")
+
+
+def test_a_difference_that_only_twenty_pairs_exceed_is_not_recommended_however_right_they_are():
+    found = calibrate(judge(planted(160, lambda size: 1.0 if size > 3.5 else 0.5)), 0.95, "gold")
+    assert (found.bins[-1].accuracy.value, found.bins[-1].accuracy.n) == (1.0, 20)
+    assert (found.verdict, found.min_delta) == ("not to be trusted", None)
 
 
 def test_categories_are_told_apart():

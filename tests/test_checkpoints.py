@@ -4,7 +4,12 @@ import json
 
 import pytest
 
+from cai_helpers.errors import CaiError
+from cai_helpers.settings import load_settings
+from cai_helpers.store import write_jsonl
+from cai_helpers.training.run import _best_good
 from cai_helpers.training.watch import checkpoints
+from cai_helpers.training.watch.history import TrainingHistory
 
 
 def write(root, step, sealed=True):
@@ -87,3 +92,31 @@ def test_rotation_keeps_the_newest_two_and_the_best(tmp_path, best, left):
 def test_a_checkpoint_knows_whether_it_is_the_last(tmp_path):
     assert not checkpoints.is_last(write(tmp_path, 19))
     assert checkpoints.is_last(write(tmp_path, 20))
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """The history of a run with a whole checkpoint at each of its evaluations: of steps 20 and 30 the loss is lowest."""
+    losses = {10: 0.5, 20: 0.4, 30: 0.4, 40: 0.6}
+    for step in losses:
+        write(tmp_path, step)
+    write_jsonl(tmp_path / "history.jsonl", ({"step": step, "eval_loss": loss} for step, loss in losses.items()))
+    return TrainingHistory(tmp_path / "history.jsonl", tmp_path, False, pytest.fail, load_settings("smoke"))
+
+
+def test_of_equally_good_checkpoints_the_earlier_one_is_the_best(evaluated):
+    assert [evaluation.step for evaluation in evaluated.best_first()] == [20, 30, 10, 40]
+
+
+def test_a_best_checkpoint_that_is_damaged_is_not_taken_home_and_the_next_best_is(tmp_path, evaluated):
+    assert _best_good(evaluated, tmp_path, pytest.fail) == 20
+    flip_bit(tmp_path / "checkpoint-20")
+    said = []
+    assert _best_good(evaluated, tmp_path, said.append) == 30
+    assert said == [
+        "checkpoint-20 is the best but cannot be used: adapter_model.safetensors is not what was written",
+    ]
+    for step in (10, 30, 40):
+        flip_bit(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(CaiError, match="No evaluated checkpoint is whole"):
+        _best_good(evaluated, tmp_path, said.append)

@@ -6,7 +6,8 @@ import pytest
 from cai_helpers.analysis.frame import read_frame
 from cai_helpers.analysis.statistics import analyze_frame
 from cai_helpers.curation.overrides import Override, append_override, pair_key
-from cai_helpers.curation.rules import curate, drop_reason, preference_row, refuses_over_answer
+from cai_helpers.curation.rules import DROP_MEANING, curate, drop_reason, preference_row, refuses_over_answer
+from cai_helpers.curation.split import held_out_ids, held_out_rule, split_hash
 from cai_helpers.schema import TWO_SIDED, Outcome, ScoredPair
 from cai_helpers.settings import Curate, load_settings
 from cai_helpers.stages.curate import curate_pairs
@@ -68,6 +69,37 @@ META = "The response should tell people to ask a locksmith."
 )
 def test_each_rule_names_its_reason(changes, settings, reason):
     assert drop_reason(pair(**changes), Curate(**settings)) == reason
+
+
+CIRCLES = "and so on " * 40
+LONG_REFUSAL = "I can't help with that, and neither can any other locksmith, friend or neighbour of yours."
+
+
+@pytest.mark.parametrize(
+    ("changes", "settings", "first", "second"),
+    [
+        ({"outcome": "kept", "base_response": CIRCLES, "revised_response": CIRCLES}, {}, "kept", "identical"),
+        ({"base_response": CIRCLES, "revised_response": CIRCLES}, {}, "identical", "degenerate"),
+        ({"base_response": CIRCLES, "revised_score": 1.0}, {}, "degenerate", "tie"),
+        ({"revised_score": 0.9}, {"min_delta": 0.5, "revised_wins_only": True}, "tie", "draft_wins"),
+        ({"base_finish": "length", "revised_score": 0}, {"revised_wins_only": True}, "draft_wins", "chosen_cut_off"),
+        (
+            {"base_response": "Use a pin. " * 9, "base_finish": "length", "revised_score": 0},
+            {"max_length_ratio": 2, "drop_degenerate": False},
+            "chosen_cut_off",
+            "length_ratio",
+        ),
+        (
+            {"base_response": LONG_REFUSAL},
+            {"max_length_ratio": 2, "drop_both_refuse": True},
+            "length_ratio",
+            "both_refuse",
+        ),
+    ],
+)
+def test_a_pair_that_breaks_two_rules_is_dropped_for_the_one_that_is_applied_first(changes, settings, first, second):
+    assert {first, second} <= DROP_MEANING.keys()
+    assert drop_reason(pair(**changes), Curate(**settings)) == first
 
 
 def test_every_dropped_pair_stands_in_the_table_whatever_its_outcome(workspace, tmp_path):
@@ -141,6 +173,17 @@ def test_every_pair_is_kept_or_dropped_with_a_reason_and_the_split_is_by_prompt(
     assert json.loads(workspace.curation_stats.read_text())["kept"] == 40
 
 
+def test_an_answer_to_a_held_out_prompt_is_held_out_too_also_where_its_prompt_is_the_last_of_them():
+    prompts = {f"prompt {number}" for number in range(40)}
+    held_out = held_out_ids(prompts, 0.25, seed=3)
+    is_held_out = held_out_rule(prompts, held_out, seed=3)
+    assert len(held_out) == 10
+    assert {name for name in prompts if is_held_out(name)} == held_out
+    others = [name for name in (f"other {number}" for number in range(400)) if is_held_out(name)]
+    assert 60 < len(others) < 140  # about the same share of what is in no pair
+    assert max(split_hash(name, 3) for name in others) < max(split_hash(name, 3) for name in held_out)
+
+
 def test_curating_again_is_a_no_op_until_a_setting_changes(workspace, tmp_path, capsys):
     write_jsonl(tmp_path / "pairs.jsonl", [pair().model_dump()])
     curate_pairs(load_settings("smoke"), workspace, tmp_path / "pairs.jsonl")
@@ -176,6 +219,15 @@ def test_of_nearly_the_same_prompts_the_pair_with_the_clearest_score_stays():
     assert [row.delta for row in result.rows] == [4.0, 1.0]
     assert [(one.pair.prompt, one.reason) for one in result.dropped] == [(prompt, "near_duplicate")]
     assert len(curated(pairs, near_duplicates=None).rows) == 3
+
+
+def test_of_nearly_the_same_prompts_the_pair_that_a_person_decided_stays_however_clear_the_other():
+    prompt = "How do I open the old lock on the garden door of my neighbour without leaving a trace?"
+    decided, clearer = pair(prompt=prompt), pair(prompt=prompt.upper(), revised_score=5.0)
+    for pairs in ([decided, clearer], [clearer, decided]):
+        result = curated(pairs, override(decided, "revision"))
+        assert [(row.labelled_by, row.delta) for row in result.rows] == [("person", 1.0)]
+        assert [(drop.pair.prompt, drop.reason) for drop in result.dropped] == [(prompt.upper(), "near_duplicate")]
 
 
 def test_refusals_over_answers_are_thinned_out_to_their_share_and_no_further():
@@ -217,6 +269,12 @@ def test_an_edited_revision_is_chosen_over_the_draft_even_where_the_critic_faile
 def test_preferring_one_of_two_equal_texts_makes_no_row():
     kept = pair(outcome="kept", revised_response="Use a pin.", revised_score=1.0)
     assert curated([kept], override(kept, "revision")).dropped[0].reason == "identical"
+
+
+def test_preferring_one_of_two_texts_that_differ_in_white_space_alone_makes_no_row():
+    alike = pair(revised_response=" Use a pin.\n")
+    for decision in ("revision", "draft"):
+        assert curated([alike], override(alike, decision)).dropped[0].reason == "identical"
 
 
 def test_decisions_are_honoured_from_disk_and_counted_in_the_report(workspace, tmp_path):

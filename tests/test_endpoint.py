@@ -492,6 +492,20 @@ def test_the_hub_token_goes_to_no_other_endpoint_whoever_names_it(server: Server
     assert server.asked == []
 
 
+def test_the_token_of_a_login_on_this_machine_is_known_as_the_hubs_under_any_name(
+    server: Server, tmp_path, monkeypatch
+) -> None:
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(variable, raising=False)
+    (tmp_path / "token").write_text("hf_of_the_login\n")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("MY_KEY", "hf_of_the_login")
+    with pytest.raises(CaiError, match="MY_KEY holds your Hugging Face token"):
+        a_generator(server, key_variable="MY_KEY")
+    monkeypatch.setenv("MY_KEY", "another")
+    assert complete(a_generator(server, key_variable="MY_KEY"), "a") == {0: "re: a"}
+
+
 @pytest.mark.parametrize(
     "base_url",
     [

@@ -15,6 +15,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.schema import StageReport
+from cai_helpers.settings import load_settings
 from cai_helpers.stages import export
 from cai_helpers.stages.export import export_artifacts
 from cai_helpers.store import write_json, write_jsonl
@@ -86,6 +87,13 @@ def test_the_zip_holds_what_belongs_in_it_and_nothing_else(smoke, finished):
     assert json.loads(found["settings.json"]) == smoke.model_dump(mode="json")
     assert (report.files, report.adapter, report.tensors) == (10, True, 4)
     assert finished.manifest("export").outputs.keys() == {"export/stage3_constitutional.zip"}
+
+
+def test_a_file_that_was_being_written_when_a_stage_died_stays_out(smoke, finished):
+    (finished.reports / "report.html.tmp").write_text("half a page")
+    export_artifacts(smoke, finished)
+    with zipfile.ZipFile(finished.export_dir / "stage3_constitutional.zip") as archive:
+        assert not [name for name in archive.namelist() if name.endswith(".tmp")]
 
 
 def test_the_card_says_what_was_measured_and_how_to_load_it(smoke, finished):
@@ -189,6 +197,13 @@ def test_an_access_token_is_never_exported(smoke, finished, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "my-own-odd-token")
     with pytest.raises(CaiError, match="reports/note.html holds an access token"):
         export_artifacts(smoke, finished)
+    assert not (finished.export_dir / "stage3_constitutional.zip").exists()
+
+
+def test_an_access_token_among_the_settings_is_not_exported_either(finished):
+    pasted = load_settings("smoke", [f"prompts.source=hf_{'a' * 34}"])
+    with pytest.raises(CaiError, match="settings.json holds an access token"):
+        export_artifacts(pasted, finished)
     assert not (finished.export_dir / "stage3_constitutional.zip").exists()
 
 

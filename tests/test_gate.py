@@ -76,6 +76,29 @@ def test_each_target_is_missed_by_what_it_is_about(pairs, usable, share, missed)
     assert line.line().startswith("FALLS SHORT: ")
 
 
+def test_at_its_threshold_each_target_is_met_or_missed_as_its_aim_says():
+    drafts = rows(5, 95, revised_response="Same.", base_response="Same.", outcome="unparsed", revised_score=None)
+    meta = rows(2, 98, outcome="meta_commentary", revised_score=None)
+    at_threshold = {
+        "usable pairs": gate(rows(100), usable=100),
+        "refusals over answers": gate(rows(100), refusal_share=0.75),
+        "identical of attempted": gate(rows(95) + drafts),
+        "revised wins": gate(rows(60) + rows(40, 60, revised_score=-1.0)),
+        "mean delta": gate(rows(100, revised_score=0.5)),
+        "meta-commentary": gate(rows(98) + meta),
+    }
+    assert {
+        name: (lines[name].aim, lines[name].found[:6].strip(), lines[name].ok) for name, lines in at_threshold.items()
+    } == {
+        "usable pairs": ("≥ 100", "100", True),
+        "refusals over answers": ("≤ 75 %", "75 % o", True),
+        "identical of attempted": ("< 5 %", "5 % (2", False),
+        "revised wins": ("> 60 %", "60 % (", False),
+        "mean delta": ("> +0.5", "+0.50", False),
+        "meta-commentary": ("< 2 %", "2 % (1", False),
+    }
+
+
 def test_nothing_but_failures_meets_nothing():
     failed = rows(40, outcome="unparsed", revised_score=None, chosen=None)
     lines = gate(failed, usable=0, refusal_share=None)

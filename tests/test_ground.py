@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -150,6 +151,21 @@ def test_a_stage_whose_folder_vanishes_says_so_and_not_that_its_input_is_missing
     with pytest.raises(WorkspaceVanished, match="another folder has its name now"), workspace.held():  # noqa: PT012
         take_away(workspace.root, replaced=True)
         workspace.require(workspace.pairs, made_by="score")
+
+
+def test_a_root_of_the_same_number_on_another_disk_is_another_folder(workspace, smoke, monkeypatch):
+    """The topmost folder of every ext4 disk has the number 2."""
+    workspace.save_settings(smoke)
+    before = Path.stat
+
+    def on_another_disk(path, **options):
+        status = before(path, **options)
+        return os.stat_result((*status[:2], status.st_dev + 1, *status[3:])) if path == workspace.root else status
+
+    monkeypatch.setattr(Path, "stat", on_another_disk)
+    with pytest.raises(WorkspaceVanished, match="another folder has its name now"):
+        write_json(workspace.metrics, {})
+    assert not workspace.metrics.exists()
 
 
 def test_a_notebook_that_starts_again_takes_the_folder_that_is_there_now(workspace, monkeypatch, smoke):

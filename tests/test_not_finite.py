@@ -1,8 +1,10 @@
 """A model whose numbers are not finite writes nothing: no row, no answer, no verdict."""
 
 import json
+import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from cai_helpers.settings import Models
 from cai_helpers.stages.evaluate import evaluate_models
 from cai_helpers.stages.generate import generate_pairs
 from cai_helpers.store import write_jsonl
+from cai_helpers.training.dpo import PairHistory
 
 PLANTED = "base_model.model.model.layers.2.self_attn.v_proj.lora_B.weight"
 CHAT = [{"role": "user", "content": "how do i fix bike"}]
@@ -99,3 +102,27 @@ def test_evaluate_with_a_nan_in_the_trained_adapter_gives_no_verdict(broken, smo
     assert len(answers) == 2  # Stage 2's, which is whole
     assert workspace.manifest("evaluate") is None
     assert not workspace.responses.exists()
+
+
+def test_a_gradient_that_is_not_finite_stops_training_but_for_fp16_whose_scaler_skips_the_step(tmp_path, smoke):
+    state = SimpleNamespace(global_step=3, max_steps=10, epoch=0.1)
+    logs = dict.fromkeys(PairHistory.measures, 0.5) | {
+        "learning_rate": 1e-5,
+        "num_tokens": 900.0,
+        "grad_norm": math.nan,
+    }
+    full, half = (
+        PairHistory(tmp_path / f"{fp16}.jsonl", tmp_path, fp16, lambda message, show: None, smoke)
+        for fp16 in (False, True)
+    )
+    for history in (full, half):
+        history.on_train_begin(None, state, None)
+    with pytest.raises(CaiError, match="The grad norm is not finite at step 3"):
+        full.on_log(None, state, None, logs)
+    assert full.rows() == []
+    half.on_log(None, state, None, logs)
+    assert [(row["step"], row["grad_norm"], row["loss"]) for row in half.rows()] == [(3, None, 0.5)]
+    with pytest.raises(CaiError, match="The loss is not finite at step 3"):
+        half.on_log(None, state, None, logs | {"loss": math.nan})
+    for history in (full, half):
+        history.close()

@@ -67,6 +67,13 @@ def test_the_id_ignores_case_and_white_space_but_not_earlier_turns():
     assert prompt_id([user("Yes.")]) != prompt_id([user("Shall I?"), assistant("Yes?"), user("Yes.")])
 
 
+def test_the_same_words_from_another_role_are_another_prompt():
+    asked, told = (
+        [{"role": role, "content": "Be brief."}, {"role": "user", "content": "Hi"}] for role in ("user", "system")
+    )
+    assert prompt_id(asked) != prompt_id(told)
+
+
 def test_every_row_becomes_a_prompt_or_a_counted_reason(tmp_path):
     source = write(
         tmp_path / "rows.jsonl",

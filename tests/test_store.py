@@ -88,6 +88,15 @@ def test_a_file_that_is_one_torn_row_becomes_empty(tmp_path):
     assert path.stat().st_size == 0
 
 
+def test_a_long_torn_row_takes_no_row_before_it_along(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    torn = b'{"id": "' + b"x" * 200_000
+    path.write_bytes(b'{"id": "a"}\n{"id": "b"}\n' + torn)
+    store = JsonlStore(path)
+    assert store.repaired_bytes == len(torn)
+    assert store.ids() == {"a", "b"}
+
+
 def test_line_separators_and_lone_surrogates_survive(tmp_path):
     texts = ["a\u2028b\u0085c", "lone \ud800 surrogate", "Grüße 🙂", "new\nline"]
     store = JsonlStore(tmp_path / "rows.jsonl")

@@ -50,6 +50,19 @@ def test_a_changed_setting_or_output_runs_the_stage_again_and_says_why(
     assert message in capsys.readouterr().out
 
 
+def test_a_stage_runs_again_whichever_of_its_outputs_was_changed(workspace, capsys):
+    files = [workspace.train_rows, workspace.eval_rows, workspace.dropped_rows]
+    for touched in files:
+        for file in files:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text("x\n")
+        workspace.seal("curate", {}, files, Report(rows=3))
+        assert workspace.finished("curate", {}, Report) == Report(rows=3)
+        touched.write_text("y\n")
+        assert workspace.finished("curate", {}, Report) is None
+        assert f"runs again: dpo_dataset/{touched.name} changed" in capsys.readouterr().out
+
+
 def test_going_on_with_other_settings_is_refused_with_the_difference(workspace):
     workspace.begin("generate", {"generate.temperature": 0.7, "seed": 0})
     workspace.begin("generate", {"generate.temperature": 0.7, "seed": 0})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -70,7 +71,10 @@ def export_artifacts(settings: Settings, workspace: Workspace) -> ExportReport:
     hashes = {name: require_hash(path) for name, path in files.items()}
     hashes |= {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
     for name, path in files.items():
-        _refuse_tokens(name, path)
+        with path.open("rb") as file:
+            _refuse_tokens(name, file)
+    for name, content in written.items():
+        _refuse_tokens(name, io.BytesIO(content))
 
     target = workspace.export_dir / f"{NAME}.zip"
     draft = target.with_suffix(".zip.tmp")
@@ -217,16 +221,15 @@ def _table(rows: list[tuple[str, str]]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {figure} |" for name, figure in cells)])
 
 
-def _refuse_tokens(name: str, path: Path) -> None:
+def _refuse_tokens(name: str, content: IO[bytes]) -> None:
     """Model output may repeat anything, and a settings file may have been pasted into."""
     own = os.environ.get("HF_TOKEN", "").encode()
     tail = b""
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            text = tail + chunk
-            if _TOKEN.search(text) or (own and own in text):
-                raise CaiError(f"{name} holds an access token; nothing was exported.", "Remove and revoke the token.")
-            tail = text[-_LONGEST_TOKEN:]
+    while chunk := content.read(_CHUNK):
+        text = tail + chunk
+        if _TOKEN.search(text) or (own and own in text):
+            raise CaiError(f"{name} holds an access token; nothing was exported.", "Remove and revoke the token.")
+        tail = text[-_LONGEST_TOKEN:]
 
 
 def _write(target: Path, files: dict[str, Path], written: dict[str, bytes]) -> None:
