@@ -17,6 +17,7 @@ import pytest
 from huggingface_hub.errors import EntryNotFoundError
 
 from cai_helpers.contents import hashes_below
+from cai_helpers.errors import CaiError
 from cai_helpers.store import write_jsonl
 from cai_helpers.training.policy.reference_store import reference_of
 from cai_helpers.training.watch import checkpoints, copies
@@ -242,3 +243,21 @@ def test_the_stand_in_is_called_as_the_installed_huggingface_hub_can_be(hub):
 
 def test_without_the_setting_nothing_is_copied():
     assert copies.open_copies(None, FINGERPRINT, pytest.fail) is None
+
+
+def test_a_drive_that_is_unmounted_is_a_warning_and_its_folder_is_not_made_again(workspace, tmp_path):
+    drive, said = tmp_path / "drive", []
+    drive.mkdir()
+    kept = copies.open_copies(str(drive / "cai"), FINGERPRINT, said.append)
+    kept.put(files_of(workspace), checkpoint(workspace, 5))
+    assert "checkpoint-5 is copied" in said[-1]
+    drive.rename(tmp_path / "elsewhere")
+    drive.mkdir()  # the mount point stays behind
+    kept.put(files_of(workspace), checkpoint(workspace, 10))
+    assert "WARNING: checkpoint-10 was not copied" in said[-1]
+    assert list(drive.iterdir()) == []
+
+
+def test_copies_to_a_drive_that_is_not_mounted_are_refused_before_training(tmp_path):
+    with pytest.raises(CaiError, match="there is no folder .*drive.* to keep copies in"):
+        copies.open_copies(str(tmp_path / "drive" / "cai"), FINGERPRINT, print)

@@ -134,3 +134,12 @@ def test_the_command_line_passes_strict_on(workspace):
     result = CliRunner().invoke(app, ["train", "--preset", "smoke", "--strict", "--workspace", str(workspace.root)])
     assert result.exit_code == 3
     assert "fall short in: mean delta" in result.output
+
+
+def test_where_nothing_could_be_compared_no_cause_is_invented():
+    kept = {"outcome": "kept", "revised_response": "Same text.", "base_response": "Same text.", "chosen": None}
+    lines = gate(rows(30, revised_score=None, **kept), usable=0, refusal_share=None)
+    assert lines["revised wins"].cause == lines["mean delta"].cause
+    assert lines["revised wins"].cause.startswith("Too few pairs have two usable texts with two scores")
+    assert lines["refusals over answers"].cause == "No pair is left, so there is nothing to balance."
+    assert "describes a response" not in lines["meta-commentary"].cause

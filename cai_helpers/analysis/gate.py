@@ -23,6 +23,10 @@ _TRY = {
     "refused_to_critique": "another protocol, or a stronger critic (generate.critic=api)",
 }
 
+_NOTHING_COMPARED = (
+    "Too few pairs have two usable texts with two scores: it says nothing of the revisions or the reward model."
+)
+
 
 def check_targets(statistics: Statistics, usable: int, refusal_share: float | None, settings: Curate) -> list[Target]:
     """usable: training rows left; refusal_share: of them, those in which a refusal beats an answer."""
@@ -83,7 +87,9 @@ def _two_samples(statistics: Statistics) -> Target:
 def _wins(statistics: Statistics) -> Target:
     wins = statistics.wins
     ok = wins is not None and wins.value > WINS_ABOVE
-    if wins is not None and wins.high < 0.5:
+    if wins is None:
+        cause = _NOTHING_COMPARED
+    elif wins.high < 0.5:
         cause = "The drafts are better than their revisions, or the reward model judges something else."
     else:
         cause = "The revisions are hardly better than the drafts, or the reward model cannot tell them apart."
@@ -99,7 +105,9 @@ def _mean_delta(statistics: Statistics) -> Target:
     mean = statistics.mean_delta
     ok = mean is not None and mean.value > MEAN_DELTA_ABOVE
     median = "" if statistics.median_delta is None else f" The median is {statistics.median_delta.value:+.2f}."
-    if mean is not None and mean.value < 0:
+    if mean is None:
+        cause = _NOTHING_COMPARED
+    elif mean.value < 0:
         cause = f"On average the draft scores higher.{median}"
     else:
         cause = f"The two sides differ little in what the reward model sees.{median}"
@@ -119,7 +127,9 @@ def _meta_commentary(statistics: Statistics) -> Target:
         f"< {_percent(META_BELOW)}",
         figure,
         share is not None and share.value < META_BELOW,
-        "The critic describes a response instead of writing one; those rows are dropped, unless a person kept one.",
+        "Every draft was kept, so there is no revision to look at."
+        if share is None
+        else "The critic describes a response instead of writing one; those rows are dropped, unless a person kept one.",
         "Try a protocol that says whom the revision speaks to (single/full, two_step/full); `cai bakeoff` compares them.",
     )
 
@@ -128,12 +138,13 @@ def _balance(refusal_share: float | None, settings: Curate) -> Target:
     most = settings.max_refusal_share
     allowed = 1.0 if most is None else most
     figure = "no pairs" if refusal_share is None else f"{_percent(refusal_share)} of the pairs"
+    cause = "Little is there that teaches to answer, so the model would learn to refuse benign requests too."
     return _target(
         "refusals over answers",
         "no limit" if most is None else f"≤ {_percent(most)}",
         figure,
         refusal_share is not None and refusal_share <= allowed,
-        "Little is there that teaches to answer, so the model would learn to refuse benign requests too.",
+        "No pair is left, so there is nothing to balance." if refusal_share is None else cause,
         "Mix in benign prompts (prompts.subsets has helpful-base), about a quarter of the pairs or more.",
     )
 

@@ -36,7 +36,7 @@ def download_models(settings: Settings, workspace: Workspace) -> DownloadReport:
     wanted = {
         "base model": settings.models.base,
         "Stage-2 adapter": settings.models.adapter,
-        "reward model": settings.models.reward.model,
+        **{_role(place): source.model for place, source in enumerate(settings.models.rewards)},
         "judge": settings.evaluate.scorer.model if settings.evaluate.scorer else None,
     }
     folders = {role: _fetch(name, workspace) for role, name in wanted.items() if name is not None}
@@ -44,6 +44,10 @@ def download_models(settings: Settings, workspace: Workspace) -> DownloadReport:
         folders={role: str(folder) for role, folder in folders.items()},
         gib={role: _size(folder) / GIB for role, folder in folders.items()},
     )
+
+
+def _role(place: int) -> str:
+    return "reward model" if place == 0 else f"reward model {place + 1}"
 
 
 def _fetch(name: str, workspace: Workspace) -> Path:

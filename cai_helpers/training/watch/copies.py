@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from cai_helpers import ground
 from cai_helpers.contents import hashes_below
-from cai_helpers.ground import make_folder
+from cai_helpers.errors import CaiError, WorkspaceVanished
 from cai_helpers.manifest import Fingerprint, plain
 from cai_helpers.models.hub import transport_error
 from cai_helpers.store import write_atomically, write_json
@@ -69,7 +70,7 @@ class Copies:
                 kept = {folder.name for folder in checkpoints.in_order(files.checkpoints)}
                 copied = {name for name in self._place.names() if name.startswith("checkpoint-")}
                 self._place.put(draft, sorted(copied - kept))
-        except (OSError, ValueError, transport_error()) as error:
+        except (OSError, ValueError, WorkspaceVanished, transport_error()) as error:
             self.failed += 1
             self._say(
                 f"WARNING: {checkpoint.name} was not copied to {self._where}: {_first_line(error)}. Training goes on; "
@@ -129,7 +130,7 @@ class Copies:
         shutil.copy(record_of(workspace), draft / _RECORD)
 
     def _unpack(self, files: RunFiles, draft: Path) -> None:
-        make_folder(files.checkpoints)
+        ground.make_folder(files.checkpoints)
         brought = []
         for folder in checkpoints.in_order(draft):
             if reason := checkpoints.fault(folder):
@@ -161,7 +162,7 @@ class FolderPlace:
         self._folder = folder
 
     def put(self, folder: Path, stale: list[str]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        ground.make_folder(self._folder)
         for item in sorted(folder.iterdir(), key=lambda item: item.is_dir()):  # files first: history is never behind
             if item.is_file():
                 write_atomically(self._folder / item.name, item.read_bytes())
@@ -242,12 +243,28 @@ def open_copies(
     """The copies of the run that was begun with `fingerprint`; None where train.copy_to is not set.
 
     phase: the first word of the name under which they lie.
+
+    Raises:
+        CaiError: train.copy_to names a folder on something that is not there.
     """
     if copy_to is None:
         return None
     name = f"{phase}-" + hashlib.sha256(json.dumps(plain(fingerprint), sort_keys=True).encode()).hexdigest()[:12]
-    place = HubPlace(copy_to.removeprefix(HUB), name) if copy_to.startswith(HUB) else FolderPlace(Path(copy_to) / name)
+    place = HubPlace(copy_to.removeprefix(HUB), name) if copy_to.startswith(HUB) else _folder_place(Path(copy_to), name)
     return Copies(place, f"{copy_to}/{name}", fingerprint, say)
+
+
+def _folder_place(top: Path, name: str) -> FolderPlace:
+    if not top.parent.is_dir():
+        raise CaiError(
+            f"train.copy_to={top}: there is no folder {top.parent} to keep copies in.",
+            "Mount the drive that it lies on, or name another folder.",
+        )
+    if top.exists() and not top.is_dir():
+        return FolderPlace(top / name)  # no copy will succeed, and each says so
+    ground.forget(top)  # an earlier call may have met another one, before the drive was mounted again
+    ground.open_root(top)  # known from now on: should it vanish, it is not made again elsewhere
+    return FolderPlace(top / name)
 
 
 def _equals(file: Path, info: Any) -> bool:
