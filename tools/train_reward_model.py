@@ -8,7 +8,7 @@ talked about instead of given, or replaced by the answer to something else. A re
 prefers some of it to answers.
 
 A part of the prompts is held out; how often their pairs are ranked rightly is printed, with a 95 % interval, and written
-beside the model (accuracy.json). Use the result with models.reward=FOLDER models.reward_input=chat.
+beside the model (accuracy.json). Use the result with models.reward=FOLDER models.reward.input=chat.
 
 On a GPU, 6,000 pairs and a model of 135M parameters take two minutes; on a CPU a few steps give a file that works.
 """
@@ -212,7 +212,7 @@ def measure(model, tokenizer, pairs: list[Pair], options: argparse.Namespace) ->
 
 
 def scores(model, tokenizer, chats: list[list[dict]], max_length: int) -> list[float]:
-    """As `cai score` reads it with models.reward_input=chat: the template's text, its oldest tokens dropped."""
+    """As `cai score` reads it with models.reward.input=chat: the template's text, its oldest tokens dropped."""
     import torch
 
     texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in chats]

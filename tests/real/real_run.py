@@ -116,7 +116,7 @@ def write_settings(path: Path, base: Path, reward: Path) -> Path:
     values = {
         "threads": threads(),
         "models": {
-            "base": str(base), "adapter": None, "reward": str(reward), "reward_input": "chat", "dtype": "fp32",
+            "base": str(base), "adapter": None, "reward": {"model": str(reward), "input": "chat"}, "dtype": "fp32",
         },
         "prompts": {"source": str(PROMPTS), "eval_source": None, "eval_count": 4, "limit": 10},
         "generate": {"protocol": "two_step/short", "draft_tokens": 32, "critic_tokens": 64, "batch_size": 3},

@@ -122,7 +122,7 @@ def test_ai_feedback_scores_follow_from_the_letters_a_server_gave(real_base, sco
     weighed = [pair for pair in run.rows("pairs/pairs.jsonl") if pair["outcome"] == "revised"]
     answers = read_rows(log)
     assert weighed
-    assert len(answers) == 2 * len(weighed)  # one principle, both orders
+    assert len(answers) == 1 + 2 * len(weighed)  # asked once whether it is there; then one principle, both orders
     for pair in weighed:
         draft_first = odds(answers, f"(A) {pair['base_response']}\n\n(B) {pair['revised_response']}\n")
         revision_first = odds(answers, f"(A) {pair['revised_response']}\n\n(B) {pair['base_response']}\n")
