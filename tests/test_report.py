@@ -269,3 +269,8 @@ def test_the_training_plot_is_a_png_in_reports(workspace):
     path = save_training_plot(workspace)
     assert path == workspace.reports / "training.png"
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_names_its_models_as_a_person_would(workspace, smoke):
+    page = write_run_report(smoke, workspace).read_text(encoding="utf-8")
+    assert "base model embedded:chat · Stage 2: embedded:stage2 · reward model embedded:reward<" in page
