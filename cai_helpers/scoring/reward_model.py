@@ -143,7 +143,7 @@ class RewardModel:
             raise CaiError(
                 f"The reward model {self.identity} gives {alone:.3f} to a text alone and {padded:.3f} to the same text beside a "
                 "longer one: what fills up the shorter row changes its score.",
-                "Check pad_token_id in its config.json, and models.reward_input; or take another reward model.",
+                "Check pad_token_id in its config.json, and models.reward.input; or take another reward model.",
             )
 
     def iterate(self, pairs: list[tuple[Messages, str]]) -> Iterator[tuple[int, float]]:
