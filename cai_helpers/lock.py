@@ -22,12 +22,13 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cai_helpers import ground
-from cai_helpers.errors import WorkspaceInUse
+from cai_helpers.errors import CaiError, WorkspaceInUse
 
 FILE = "lock.json"
 BEAT = 15.0  # seconds
 STALE = 300.0  # seconds: many beats, for a synchronised drive shows them late
 _TRIES = 5
+_TRIES_TO_SEE = 40  # twice a second
 
 
 class Owner(BaseModel):
@@ -100,6 +101,22 @@ def hold(root: Path) -> Iterator[Owner | None]:
                     _remove_empty(made)
 
 
+def require_seen(root: Path) -> None:
+    """Of a process that shares the lock of another, the main one of its launch: that it sees the same folder.
+
+    Raises:
+        CaiError: no lock is in it, so it lies on another disk.
+    """
+    for _ in range(_TRIES_TO_SEE):
+        if (root / FILE).exists():
+            return
+        time.sleep(0.5)  # a network drive shows new files late
+    raise CaiError(
+        f"{root} on {platform.node()} is not the folder that the main process of this launch writes to.",
+        "Give a --workspace on a drive that all machines of the launch share.",
+    )
+
+
 def _take(root: Path) -> tuple[Owner, Owner | None]:
     """This process as the owner, and the dead one that was, if any."""
     file, dead = root / FILE, None
@@ -126,7 +143,7 @@ def _take(root: Path) -> tuple[Owner, Owner | None]:
 def _create(file: Path, own: Owner) -> bool:
     """Whether the lock is ours now. Read back: of two machines that create it, a synchronised drive keeps one."""
     try:
-        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+        descriptor = os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except FileExistsError:
         return False
     with os.fdopen(descriptor, "w", encoding="utf-8") as handle:

@@ -1,58 +1,232 @@
+"""Several processes of one `accelerate launch`, on CPUs by gloo: what comes out is what one process makes."""
+
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+import tiny_run
+
+from cai_helpers.errors import CaiError
 from cai_helpers.machine.processes import Processes
-from cai_helpers.store import read_jsonl, write_jsonl
+from cai_helpers.settings import Settings, load_settings
+from cai_helpers.shares import take_in
+from cai_helpers.stages.train import train_policy
+from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
+from cai_helpers.training.load import Load, load_of_each
 from cai_helpers.workspace import Workspace
 
-CHANGES = ["prompts.limit=16", "generate.batch_size=4", "threads=1", "generate.protocol=single/short"]
+LAUNCHED = str(Path(__file__).parent / "launched.py")
+CLI = ["-m", "cai_helpers.cli"]
+# An epoch is counted in each process's own batches, tokens in each call.
+OWN = {"seconds", "tokens_per_s", "epoch", "tokens"}
 
 
-def generate(workspace: Workspace, launcher: list[str]) -> dict[str, dict]:
-    options = [part for change in CHANGES for part in ("--set", change)]
-    command = [*launcher, "-m", "cai_helpers.cli", "generate", "--preset", "smoke", "--workspace", str(workspace.root)]
+def launch(*arguments: str, processes: int = 2, code: int = 0, **environment: str) -> str:
+    """What was said by a launch that ended with `code`."""
+    options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    # --multi_gpu is what starts processes at all; accelerate's own --cpu starts one
+    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), *options]
     # the launcher must not wait for a GPU or a network name that is not there
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run([*command, *options], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    rows = list(read_jsonl(workspace.traces))
-    assert len(rows) == 16
+    cpu = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": "", **environment}
+    command = [sys.executable, *launcher, *arguments]
+    done = subprocess.run(command, env={**os.environ, **cpu}, capture_output=True, text=True, timeout=400)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def rows_of(path: Path, *without: str) -> list[dict]:
+    return [{name: value for name, value in row.items() if name not in without} for row in read_jsonl(path)]
+
+
+def by_id(path: Path) -> dict[str, dict]:
+    rows = list(read_jsonl(path))
+    assert len(rows) == len({row["id"] for row in rows})
     return {row["id"]: row for row in rows}
 
 
-def test_two_processes_yield_the_rows_of_one(tmp_path):
-    alone = generate(Workspace(tmp_path / "one"), [sys.executable])
-    launcher = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--cpu",
-        "--num_processes",
-        "2",
-        "--num_machines",
-        "1",
-    ]
-    launcher += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    shared = generate(Workspace(tmp_path / "two"), launcher)
-    assert shared == alone
-    assert not list((tmp_path / "two" / "pairs").glob("traces.*.jsonl"))
-    assert (tmp_path / "two" / "manifests" / "generate.json").exists()
+def prepared(folder: Path, settings: Settings, rows: int = 26) -> Workspace:
+    """26 rows in batches of 2, two a step: the last step of an epoch has one batch, none for a second process."""
+    workspace = tiny_run.make_workspace(folder, train=rows, held_out=7)
+    workspace.save_settings(settings)
+    return workspace
 
 
-def test_every_row_belongs_to_exactly_one_process():
-    shares = [Processes(index, 3) for index in range(3)]
-    owners = [[share.index for share in shares if share.owns(f"{n:016x}")] for n in range(90)]
-    assert owners == [[n % 3] for n in range(90)]
+def require_same_training(one: Workspace, two: Workspace, history: str = "history", only: tuple[str, ...] = ()) -> None:
+    """only: these figures; none: all."""
+    ours, theirs = (rows_of(getattr(workspace, history), *OWN) for workspace in (one, two))
+    assert len(ours) == len(theirs) > 8
+    for row, other in zip(ours, theirs, strict=True):
+        names = [name for name in row if not only or name in only]
+        assert names
+        assert [row[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-5)
+    tensors, others = tiny_run.adapter_tensors(one), tiny_run.adapter_tensors(two)
+    assert max((tensors[name] - others[name]).abs().max().item() for name in tensors) < 1e-6
+
+
+@pytest.mark.usefixtures("no_training_picture")
+def test_dpo_in_two_processes_has_the_losses_and_the_weights_of_one(tiny, tmp_path):
+    settings = tiny_run.make_settings(tiny)
+    one, two = prepared(tmp_path / "one", settings), prepared(tmp_path / "two", settings)
+    train_policy(settings, one)
+    said = launch(LAUNCHED, f"train={two.root}")
+    assert said.count("26 pairs, 7 held out") == 1  # the main process speaks for all
+    require_same_training(one, two)
+    assert (two.checkpoints / "checkpoint-14" / "rng_state_1.pth").exists()  # there were two
+    assert two.manifest_of("train").exists()
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_training_picture")
+def test_checkpoints_go_on_with_another_number_of_processes(tiny, tmp_path):
+    settings = tiny_run.make_settings(tiny)
+    names = ("whole", "two to one", "one to two")
+    whole, fewer, more = (prepared(tmp_path / name, settings) for name in names)
+    train_policy(settings, whole)
+    launch(LAUNCHED, f"train-until-7={fewer.root}")
+    with pytest.raises(CaiError):
+        train_policy(settings, more, watch=_stop_at_7)
+    assert train_policy(settings, fewer).resumed_from == 6
+    launch(LAUNCHED, f"train={more.root}")
+    for workspace in (fewer, more):
+        require_same_training(whole, workspace)
+
+
+def _stop_at_7(progress) -> None:
+    if progress.step >= 7:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_training_picture")
+def test_supervised_training_and_dpo_after_it_are_those_of_one_process(tiny, tmp_path):
+    without = {"adapter": False, "lora_dropout": 0}  # what is dropped is another in each process
+    settings = tiny_run.make_settings(tiny, **without, method="sft+dpo", sft_epochs=2, sft_learning_rate=1e-3)
+    one, two = prepared(tmp_path / "one", settings), prepared(tmp_path / "two", settings)
+    train_policy(settings, one)
+    launch(LAUNCHED, f"train={two.root}")
+    require_same_training(one, two)
+    require_same_training(one, two, "sft_history")
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_training_picture")
+def test_batches_that_cannot_be_dealt_out_are_made_smaller(tiny, tmp_path):
+    """One batch of 4 a step, each of two processes takes 2 of its rows; at the end of an epoch 2 and 1."""
+    settings = tiny_run.make_settings(tiny, batch_size=4, accumulation=1)
+    one, two = (prepared(tmp_path / name, settings, rows=27) for name in ("one", "two"))
+    train_policy(settings, one)
+    launch(LAUNCHED, f"train={two.root}")
+    # a figure is the mean over batches, which in the last step have other sizes; the loss weighs them by their rows
+    require_same_training(one, two, only=("loss", "eval_loss", "grad_norm", "step"))
+
+
+def test_generating_in_two_processes_yields_the_rows_of_one(tmp_path):
+    changes = ["prompts.limit=16", "generate.batch_size=4", "threads=1", "generate.protocol=single/short"]
+    one, two = Workspace(tmp_path / "one"), Workspace(tmp_path / "two")
+    from cai_helpers.stages.generate import generate_pairs
+
+    generate_pairs(load_settings("smoke", changes), one)
+    options = [part for change in changes for part in ("--set", change)]
+    launch(*CLI, "generate", "--preset", "smoke", "--workspace", str(two.root), *options)
+    assert by_id(two.traces) == by_id(one.traces)
+    assert len(by_id(two.traces)) == 16
+    assert not list(two.pairs_dir.glob("traces.*.jsonl"))
+    assert two.manifest_of("generate").exists()
+
+
+@pytest.mark.long
+def test_scores_and_the_evaluation_are_those_of_one_process(tmp_path):
+    """The embedded models; two processes score and compare what one has generated and trained."""
+    from cai_helpers.stages.curate import curate_pairs
+    from cai_helpers.stages.evaluate import evaluate_models
+    from cai_helpers.stages.generate import generate_pairs
+    from cai_helpers.stages.score import score_pairs
+
+    changes = ["prompts.limit=60", "evaluate.limit=20", "curate.min_pairs=5", "train.epochs=1", "threads=1"]
+    settings = load_settings("smoke", changes)
+    one, two = Workspace(tmp_path / "one"), Workspace(tmp_path / "two")
+    one.save_settings(settings)
+    generate_pairs(settings, one)
+    shutil.copytree(one.root, two.root)
+    score_pairs(settings, one)
+    curate_pairs(settings, one)
+    train_policy(settings, one)
+    shutil.copytree(one.adapter, two.adapter)
+    report = evaluate_models(settings, one)
+    launch(LAUNCHED, f"score={two.root}", f"evaluate={two.root}")
+    for path, other in ((one.pairs, two.pairs), (one.responses, two.responses)):
+        for row, shared in zip(read_jsonl(path), read_jsonl(other), strict=True):
+            scores = {name for name, value in row.items() if isinstance(value, float)}
+            assert scores
+            for name, value in row.items():  # a padded batch rounds a score otherwise
+                assert shared[name] == (pytest.approx(value, abs=1e-4) if name in scores else value)
+    assert by_id(one.answers) == by_id(two.answers)
+    assert by_id(one.scores).keys() == by_id(two.scores).keys()
+    shared_report = two.manifest("evaluate").report
+    assert shared_report["judgement"]["verdict"] == report.judgement.verdict
+    assert not list(two.root.glob("*/*.[0-9].jsonl"))
+
+
+@pytest.mark.long
+def test_a_launch_is_told_once_what_is_wrong(tiny, tmp_path):
+    workspace = prepared(tmp_path, tiny_run.make_settings(tiny, batch_size=3, accumulation=1))
+    said = launch(*CLI, "train", "--workspace", str(workspace.root), code=1)
+    assert said.count("3 × 1 = 3 rows cannot be divided among 2 processes") == 1
+    said = launch(*CLI, "curate", "--workspace", str(workspace.root), code=1)
+    assert said.count("`cai curate` is the work of one process") == 1
+
+
+def test_a_launch_that_would_cut_the_model_up_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(CaiError, match="asks for FSDP"):
+        train_policy(tiny_run.make_settings(tiny), prepared(tmp_path, tiny_run.make_settings(tiny)))
+
+
+@pytest.mark.long
+def test_the_benchmark_of_two_gpus_runs_on_a_cpu_and_finds_the_same_losses():
+    script = Path(__file__).parent.parent / "benchmarks" / "two_gpus.py"
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(script), "--tiny"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (line.split("[")[1] for line in done.stdout.splitlines() if line.startswith(("  one [", "  two [")))
+    assert one == two
+    assert "| generation |" in done.stdout
+
+
+def test_each_process_has_whole_batches_or_smaller_ones_and_else_a_launch_is_refused():
+    def load(batch_size: int, accumulation: int, processes: int, method: str = "dpo") -> Load:
+        train = Settings(train={"batch_size": batch_size, "accumulation": accumulation, "method": method}).train
+        return load_of_each(train, processes)
+
+    assert load(4, 2, 1) == (4, 2)
+    assert load(4, 2, 2) == (4, 1)
+    assert load(4, 2, 4) == (2, 1)
+    assert load(4, 2, 8) == (1, 1)
+    assert load(6, 3, 2) == (3, 3)
+    with pytest.raises(CaiError, match=r"4 × 2 = 8 rows cannot be divided among 3 processes"):
+        load(4, 2, 3)
+    with pytest.raises(CaiError, match="loss_type=sft is of a whole batch"):
+        load_of_each(Settings(train={"loss_type": ["sigmoid", "sft"], "batch_size": 8, "accumulation": 1}).train, 2)
+    with pytest.raises(CaiError, match="kto trains in one process"):
+        load(4, 2, 2, "kto")
+
+
+def test_every_row_falls_to_one_process_and_large_rows_to_each():
+    rows = ["a" * length for length in range(1, 8)]
+    shares = [Processes(index, 3).share(rows, len) for index in range(3)]
+    assert [[len(row) for row in share] for share in shares] == [[7, 4, 1], [6, 3], [5, 2]]
+    assert Processes(0, 1).share(rows, len) == rows
 
 
 def test_rows_that_killed_processes_left_in_their_shares_are_taken_in(tmp_path):
-    """A share with a torn last row, and a row that is in traces.jsonl already."""
-    from cai_helpers.stages.generate import _merge_shares
-
-    workspace = Workspace(tmp_path)
-    write_jsonl(workspace.traces, [{"id": "a"}])
-    write_jsonl(workspace.pairs_dir / "traces.0.jsonl", [{"id": "a"}, {"id": "b"}])
-    (workspace.pairs_dir / "traces.1.jsonl").write_bytes(b'{"id": "c"}\n{"id": "d", "dra')
-    _merge_shares(workspace)
-    assert [row["id"] for row in read_jsonl(workspace.traces)] == ["a", "b", "c"]
+    """A share with a torn last row, and a row that is in the file already."""
+    store = JsonlStore(tmp_path / "traces.jsonl")
+    store.append([{"id": "a"}])
+    write_jsonl(tmp_path / "traces.0.jsonl", [{"id": "a"}, {"id": "b"}])
+    (tmp_path / "traces.1.jsonl").write_bytes(b'{"id": "c"}\n{"id": "d", "dra')
+    take_in(store)
+    assert [row["id"] for row in store.rows()] == ["a", "b", "c"]
+    assert [path.name for path in tmp_path.iterdir()] == ["traces.jsonl"]

@@ -1,9 +1,35 @@
-"""The processes of an `accelerate launch`, each with its share of the work. Without one: a single process."""
+"""The processes of an `accelerate launch`, each with its share of the work. Without one: a single process.
+
+The main one (rank 0) speaks, holds the workspace's lock and writes; the others compute, write rows to files of their own, and
+wait. They may be on several machines, on which the workspace is then the same shared folder.
+"""
 
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from cai_helpers.errors import CaiError
+
+if TYPE_CHECKING:
+    from accelerate import PartialState
+
+Item = TypeVar("Item")
+
+# A share may take hours longer than another, and all wait for the last; a process that ends is noticed by the launcher.
+_PATIENCE = timedelta(hours=12)
+_LAST_WORD = 3.0  # seconds
+# What accelerate tells its processes by: on a CPU it ignores the first without a word.
+_CUT_UP = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+_GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl communicator was aborted")
 
 
 @dataclass(frozen=True)
@@ -15,28 +41,102 @@ class Processes:
     def is_main(self) -> bool:
         return self.index == 0
 
-    def owns(self, name: str) -> bool:
-        """True when the row with this id (hexadecimal, as prompts.prompt_id makes them) falls to this process."""
-        return int(name, 16) % self.count == self.index
+    def share(self, items: Iterable[Item], size: Callable[[Item], int]) -> list[Item]:
+        """This process's part, of which each has as many large ones; with one process all, in their order."""
+        if self.count == 1:
+            return list(items)
+        return sorted(items, key=lambda item: -size(item))[self.index :: self.count]
 
     def wait(self) -> None:
         """Until every process is here."""
         if self.count > 1:
-            from accelerate import PartialState
+            _state().wait_for_everyone()
 
-            PartialState().wait_for_everyone()
+    def told(self, find: Callable[[], Item]) -> Item:
+        """What `find` gives in the main process, which alone calls it."""
+        found: list[Any] = [find() if self.is_main else None]
+        if self.count > 1:
+            from accelerate.utils import broadcast_object_list
+
+            broadcast_object_list(found, from_process=0)
+        return found[0]
+
+    def gathered(self, own: list[Item]) -> list[Item]:
+        """The lists of all processes, one behind the other."""
+        if self.count == 1:
+            return own
+        from accelerate.utils import gather_object
+
+        return gather_object(own)
 
 
 def is_main_process() -> bool:
     """From the environment alone, which needs no connection to the others."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or int(os.environ.get("RANK", "0")) == 0
+    return launched() == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
+def launched() -> int:
+    """How many processes were started together, from the environment alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def this_process() -> Processes:
     """Read from what `accelerate launch` and `torchrun` put into the environment; connects the processes."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if launched() == 1:
         return Processes(0, 1)
+    state = _state()
+    return Processes(state.process_index, state.num_processes)
+
+
+def require_one_process(command: str) -> None:
+    """
+    Raises:
+        CaiError: there are several, and this command is the work of one.
+    """
+    if launched() > 1:
+        raise CaiError(
+            f"`cai {command}` is the work of one process, and {launched()} were launched.",
+            f"Run `cai {command}` without accelerate launch; generate, score, train and evaluate share their work.",
+        )
+
+
+def require_whole_models() -> None:
+    """
+    Raises:
+        CaiError: the launch is to cut the model up, which what is checked and saved here does not allow.
+    """
+    for setting, name in _CUT_UP.items():
+        if os.environ.get(setting, "false").lower() == "true":
+            raise CaiError(
+                f"This launch asks for {name}, and `cai train` needs the whole model in each process: it holds the LoRA and its "
+                "reference against their files before the first update and at each checkpoint.",
+                "Launch with --multi_gpu alone (and without a --config_file that says otherwise). A model that does not fit one "
+                "card cannot be trained here: `cai preflight` says what fits.",
+            )
+
+
+def let_main_speak_first() -> None:
+    """Before an error is told: usually all meet the same, and the launcher ends the others when the main one goes.
+
+    So it is read once and not once a process; what one process alone has met is told a moment later.
+    """
+    if not is_main_process():
+        time.sleep(_LAST_WORD)
+
+
+def loss_of_another(error: BaseException) -> CaiError | None:
+    """What to tell when `error` says that another process of the launch is gone; None: it says something else."""
+    if launched() == 1 or not isinstance(error, RuntimeError) or not any(sign in str(error).lower() for sign in _GONE):
+        return None
+    return CaiError(
+        "Another process of this launch has ended, so this one ends too.",
+        "What it said stands near here. What is on disk stays: launch the same command again to go on.",
+    )
+
+
+def _state() -> PartialState:
+    import torch
     from accelerate import PartialState
 
-    state = PartialState()  # also makes "cuda" mean this process's own card
-    return Processes(state.process_index, state.num_processes)
+    # also makes "cuda" mean this process's own card; without one, accelerate connects nothing unless told of the CPU
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)

@@ -1,0 +1,42 @@
+"""Run by the tests in several processes: stages on workspaces that hold their settings, one after the other.
+
+accelerate launch tests/launched.py train=FOLDER train-until-6=FOLDER evaluate=FOLDER …
+"""
+
+import sys
+from pathlib import Path
+
+from cai_helpers.errors import StoppedByHand
+from cai_helpers.settings import load_settings
+from cai_helpers.stages.evaluate import evaluate_models
+from cai_helpers.stages.generate import generate_pairs
+from cai_helpers.stages.score import score_pairs
+from cai_helpers.stages.train import train_policy
+from cai_helpers.workspace import Workspace
+
+STAGES = {"generate": generate_pairs, "score": score_pairs, "evaluate": evaluate_models, "train": train_policy}
+
+
+def run(stage: str, folder: Path) -> None:
+    workspace = Workspace(folder)
+    settings = load_settings(str(workspace.settings_file))
+    name, _, until = stage.partition("-until-")
+    if not until:
+        STAGES[name](settings, workspace)
+        return
+
+    def stop(progress) -> None:
+        if progress.step >= int(until):
+            raise KeyboardInterrupt
+
+    try:
+        train_policy(settings, workspace, watch=stop)
+    except StoppedByHand:
+        return
+    raise AssertionError("it was to be stopped")
+
+
+if __name__ == "__main__":
+    for work in sys.argv[1:]:
+        stage, _, folder = work.partition("=")
+        run(stage, Path(folder))
