@@ -49,8 +49,9 @@ from transformers import (
 
 from cai_helpers.machine.hardware import GIB, this_machine
 from cai_helpers.models.batches import release_memory
-from cai_helpers.models.engine import Row, SlotEngine, generate_rows, slots_that_fit
+from cai_helpers.models.engine import NO_OPENING, Row, SlotEngine
 from cai_helpers.models.sampling import GumbelNucleus, Sampling, draw, row_key
+from cai_helpers.models.slots import generate_rows, slots_that_fit
 
 LONGEST = 256  # tokens of a prompt, and of an answer
 GIB_OF_A_T4 = 14.5
@@ -113,6 +114,7 @@ VARIANTS = [
     Variant("slots: 32", lambda m, p: in_slots(m, p, 32), 256, 3),
     Variant("slots: 64", lambda m, p: in_slots(m, p, 64), 256, 3),
     Variant("slots: 128", lambda m, p: in_slots(m, p, 128), 256, 3),
+    Variant("slots: 256", lambda m, p: in_slots(m, p, 256), 256, 3),
     Variant("slots: 128, greedy", lambda m, p: in_slots(m, p, 128, temperature=0.0), 256, 3),
 ]
 
@@ -345,7 +347,7 @@ def print_parts(model: PreTrainedModel) -> None:
         times = {name: milliseconds(engine, name, part) for name, part in parts.items()}
         for width in (32, 128, LONGEST):
             size = min(1024 // width, 16)
-            mini_batch = partial(engine._prefill, list(range(size)), width, size)
+            mini_batch = partial(engine._prefill, list(range(size)), NO_OPENING, width, size)
             times[f"{size} prompts of {width}"] = milliseconds(engine, None, mini_batch)
     print("  ms: " + ", ".join(f"{name} {time:.2f}" for name, time in times.items()), flush=True)
     print(f"  {fits} slots planned for this memory; 256 candidates were enough in {enough} of 128 rows", flush=True)

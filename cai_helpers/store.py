@@ -7,7 +7,10 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +20,7 @@ from cai_helpers.errors import CaiError
 _STRING_OR_NOT = re.compile(r'(?P<string>"(?:[^"\\]|\\(?:.|\Z))*(?P<end>"|\Z))|[^"]+', re.DOTALL)
 _TORN_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{0,3})?\Z")
 _TORN_LITERAL = re.compile(r"(?<![\w.+-])(-|-?\d[\d.eE+-]*|t|tr|tru|f|fa|fal|fals|n|nu|nul)\Z")
+_SECONDS_A_WRITE = 1.0  # rows that come within it share a write
 _CONTINUATIONS = ("", "0", ":0", '"":0')  # what can be missing before the closing brackets: value, colon, next name
 
 
@@ -49,6 +53,58 @@ class JsonlStore:
         return {row["id"] for row in self.rows()}
 
 
+@contextmanager
+def gathering(
+    store: JsonlStore, written: Callable[[int], object]
+) -> Iterator[Callable[[Iterable[dict[str, Any]]], None]]:
+    """Give a function that takes rows as they come, and is called without any while none come.
+
+    Rows that come within a second share a write, which on a Drive takes its time; what came before an error is
+    written too. written: is told how many are on disk now.
+    """
+    waiting: list[dict[str, Any]] = []
+    last = 0.0
+
+    def write() -> None:
+        nonlocal last
+        rows, waiting[:] = list(waiting), []  # taken out first: what fails is not tried twice
+        if rows:
+            store.append(rows)
+            written(len(rows))
+        last = time.monotonic()
+
+    def take(rows: Iterable[dict[str, Any]]) -> None:
+        waiting.extend(rows)
+        if waiting and time.monotonic() - last >= _SECONDS_A_WRITE:
+            write()
+
+    try:
+        yield take
+    finally:
+        write()
+
+
+def put_in_order(path: Path, ids: list[str]) -> None:
+    """Rewrite a file of rows in the order of `ids`, unless it is in that order; rows of other ids follow as they stand."""
+    place = {name: number for number, name in enumerate(ids)}
+    found: list[tuple[int, int, int]] = []  # (place, start and end in the file)
+    with path.open("rb") as file:
+        end = 0
+        for line in file:
+            start, end = end, end + len(line)
+            if line.strip():
+                found.append((place.get(json.loads(line)["id"], len(place)), start, end))
+        if found == (ordered := sorted(found)):
+            return
+
+        def lines() -> Iterator[bytes]:
+            for _, start, end in ordered:
+                file.seek(start)
+                yield file.read(end - start)
+
+        _replace(path, lines())
+
+
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a .jsonl or .jsonl.gz file.
 
@@ -57,25 +113,69 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         CaiError: a line is not a JSON object; the message names the line.
     """
-    opener = gzip.open if path.name.endswith(".gz") else open
-    with opener(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise CaiError(
-                    f"{path}, line {number}: not valid JSON ({error})", "Correct or remove that line."
-                ) from error
-            if not isinstance(row, dict):
-                raise CaiError(f"{path}, line {number}: a JSON object was expected", "Write one {…} a line.")
-            yield row
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:  # ValueError: also other text than UTF-8, and 5,000 digits
+            reason = str(error) if len(str(error)) < 200 else type(error).__name__
+            raise CaiError(
+                f"{path}, line {number}: not valid JSON ({reason})", "Correct or remove that line."
+            ) from error
+        if not isinstance(row, dict):
+            raise CaiError(f"{path}, line {number}: a JSON object was expected", "Write one {…} a line.")
+        yield row
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    if not path.name.endswith(".gz"):
+        with path.open("rb") as file:
+            yield from file
+        return
+    try:
+        with gzip.open(path, "rb") as file:
+            yield from file
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise CaiError(
+            f"{path} is no whole gzip file: {error}.",
+            "Download or copy it again; one that is not packed ends in .jsonl.",
+        ) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a person's file.
+
+    Raises:
+        CaiError: it is not UTF-8; the message names the line.
+    """
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise CaiError(
+            f"{path}, line {line}: not UTF-8 text ({error.reason}).", "Save it as UTF-8 (`iconv -f latin1 -t utf-8`)."
+        ) from error
+
+
+def is_text(content: str) -> bool:
+    """False where it holds half of a surrogate pair, as JSON can: it is no character, and no tokenizer takes it."""
+    try:
+        content.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def rows_of(content: bytes) -> Iterator[dict[str, Any]]:
+    """Rows of JSONL that is not a file on disk, as this package wrote it."""
+    return (json.loads(line) for line in content.split(b"\n") if line.strip())
 
 
 def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Write a whole file at once: to a temporary name, then renamed, so that it is never seen half-written."""
-    write_atomically(path, b"".join(encode_row(row) for row in rows))
+    _replace(path, map(encode_row, rows))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,13 +200,21 @@ def read_json(path: Path, todo: str) -> Any:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
+    _replace(path, [content])
+
+
+def _replace(path: Path, parts: Iterable[bytes]) -> None:
     ground.make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     with ground.writing(path):
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("wb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+        except ValueError:  # a row that is no JSON: of a file that is not whole nothing stays
+            temporary.unlink()
+            raise
         temporary.replace(path)
 
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from cai_helpers.contents import file_hash
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
-from cai_helpers.critique.protocols import Protocol, critique_chat, load_protocol, revision_chat
+from cai_helpers.critique.protocols import (
+    Protocol,
+    critique_chat,
+    critique_opening,
+    load_protocol,
+    revision_chat,
+    revision_opening,
+)
 from cai_helpers.critique.samples import Samples, is_samples, judge_samples, read_samples, sample_keys
 from cai_helpers.critique.verdict import Verdict, judge_revision, parse_critique, parse_single
 from cai_helpers.errors import CaiError
 from cai_helpers.manifest import Fingerprint, section
+from cai_helpers.models.flow import Coming, Row, flow
+from cai_helpers.models.generator import Generator, Request
 from cai_helpers.models.hub import identity, locate
-from cai_helpers.models.language import Generator, load_stage2
+from cai_helpers.models.language import load_stage2
 from cai_helpers.schema import Completion, Messages, Prompt, Trace
 from cai_helpers.settings import Settings
 
@@ -37,8 +45,8 @@ class Draft(NamedTuple):
 class Critic(NamedTuple):
     """All that turns a prompt into a trace."""
 
-    drafter: Generator  # a LanguageModel, but for the scripted twins of tests
-    critic: Generator  # the drafter itself, unless an endpoint criticises
+    drafter: Generator  # a model that is loaded here, or an endpoint
+    critic: Generator  # the drafter itself, unless only one of the two is an endpoint
     protocol: Protocol | Samples
     constitution: Constitution
     settings: Settings
@@ -49,9 +57,14 @@ def load_critic(settings: Settings, protocol: str) -> Critic:
     own_constitution = settings.generate.constitution
     texts = protocol_of(settings, protocol)
     constitution = load_constitution(Path(own_constitution) if own_constitution else None)
-    endpoint = _endpoint(settings) if settings.generate.critic == "api" and isinstance(texts, Protocol) else None
-    drafter = load_stage2(settings.models, merged=True)  # last: the checks above take no minutes
-    return Critic(drafter, endpoint or drafter, texts, constitution, settings)
+    drafter = settings.generate.drafter
+    critic = settings.generate.critic if isinstance(texts, Protocol) else drafter
+    by_name: dict[str, Generator] = {}
+    if "api" in (drafter, critic):
+        by_name["api"] = _endpoint(settings)
+    if "local" in (drafter, critic):
+        by_name["local"] = load_stage2(settings.models, merged=True)  # last: the checks above take no minutes
+    return Critic(by_name[drafter], by_name[critic], texts, constitution, settings)
 
 
 def protocol_of(settings: Settings, name: str) -> Protocol | Samples:
@@ -89,67 +102,76 @@ def trace_basis(settings: Settings) -> Fingerprint:
         "models.adapter": identity(settings.models.adapter),
         "models.dtype": settings.models.dtype,
         **section("prompts", settings.prompts, exclude={"limit"}),
-        **section("generate", generate, exclude={"batch_size", "protocol"}),
+        **section("generate", generate, exclude={"batch_size", "protocol", "drafter"}),
         "generate.top_p": generate.top_p,
-        **(api if generate.critic == "api" else {}),
+        **({"generate.drafter": "api"} if generate.drafter == "api" else {}),  # older runs, all local, do not name it
+        **(api if "api" in (generate.critic, generate.drafter) else {}),
         **{name: file_hash(Path(path)) for name, path in own_files.items() if path},
         **{name: file_hash(Path(locate(source))) for name, source in sources.items() if source},
     }
 
 
-def make_traces(critic: Critic, prompts: list[Prompt]) -> Iterator[Trace]:
-    """Draft, critique and revise `prompts` together: one batch of work. Traces come as they are done.
+def longest_first(prompts: list[Prompt]) -> list[Prompt]:
+    """The order to work in: what does not fit into the memory shows at once, and rows of one length come together."""
+    return sorted(prompts, key=lambda prompt: -len(prompt.text))
+
+
+def make_traces(critic: Critic, prompts: list[Prompt]) -> Coming[Trace]:
+    """Draft, critique and revise `prompts`; traces come as they are done, and no step of one waits for another's.
 
     A prompt whose endpoint request failed has no trace; it is to be tried again later.
 
     Raises:
         CaiError: the endpoint failed for good; what it had answered came before.
     """
-    yield from criticise(critic, make_drafts(critic, prompts))
+    return flow((_whole_row(critic, prompt) for prompt in prompts), critic.settings.generate.batch_size)
 
 
-def criticise(critic: Critic, drafts: list[Draft]) -> Iterator[Trace]:
-    """Critique and revise drafts, whichever protocol they were made under: they do not depend on it.
+def criticise(critic: Critic, drafts: list[Draft]) -> Coming[Trace]:
+    """The same for drafts that are there, whichever protocol they were made under: they do not depend on it."""
+    return flow((_further_row(critic, draft) for draft in drafts), critic.settings.generate.batch_size)
 
-    Under samples/k the other drafts are made instead. A draft whose endpoint request failed has no trace.
 
-    Raises:
-        CaiError: the endpoint failed for good; what it had answered came before.
-    """
-    protocol = critic.protocol
+def make_drafts(critic: Critic, prompts: list[Prompt]) -> Coming[Draft]:
+    """Each prompt's first answer, with the principles that the critic is shown for it."""
+    return flow((_draft_row(critic, prompt) for prompt in prompts), critic.settings.generate.batch_size)
+
+
+def _whole_row(critic: Critic, prompt: Prompt) -> Row[Trace]:
+    draft = yield from _draft_row(critic, prompt)
+    return (yield from _further_row(critic, draft))
+
+
+def _draft_row(critic: Critic, prompt: Prompt) -> Row[Draft]:
+    [key] = sample_keys(prompt.id, 1)
+    [completion] = yield [_ask_drafter(critic, prompt, key)]
+    return draft_of(critic, prompt, completion)
+
+
+def _further_row(critic: Critic, draft: Draft) -> Row[Trace]:
+    """Critique and revision; under samples/k the other drafts instead."""
+    protocol, prompt = critic.protocol, draft.prompt
     if isinstance(protocol, Samples):
-        yield from _sample(critic, protocol, drafts)
-        return
-    chats = [
-        critique_chat(protocol, draft.prompt.messages, draft.completion.text, draft.principles) for draft in drafts
-    ]
-    outputs = _ask_critic(critic, chats, [f"{draft.prompt.id}/critique" for draft in drafts])
-    if protocol.revision is not None:
-        yield from _revise(critic, protocol, ((drafts[index], output) for index, output in outputs))
-        return
-    for index, output in outputs:
-        draft = drafts[index]
-        yield _trace(critic, draft, [output], parse_single(output, protocol, draft.question))
+        others = sample_keys(prompt.id, protocol.drafts)[1:]
+        samples = yield [_ask_drafter(critic, prompt, key) for key in others]
+        return _sampled_trace(protocol, draft, [draft.completion, *samples])
+    asked = critique_chat(protocol, prompt.messages, draft.completion.text, draft.principles)
+    [output] = yield [_ask_critic(critic, asked, f"{prompt.id}/critique", critique_opening(protocol))]
+    if protocol.revision is None:
+        return _trace(critic, draft, [output], parse_single(output, protocol, draft.question))
+    if (verdict := parse_critique(output)) is not None:
+        return _trace(critic, draft, [output], verdict)
+    asked = revision_chat(protocol, prompt.messages, draft.completion.text, output.text)
+    [revision] = yield [_ask_critic(critic, asked, f"{prompt.id}/revision", revision_opening(protocol))]
+    return _trace(critic, draft, [output, revision], judge_revision(output.text, revision, protocol, draft.question))
 
 
-def _sample(critic: Critic, protocol: Samples, drafts: list[Draft]) -> Iterator[Trace]:
-    """The k − 1 other drafts of each prompt, all prompts together; a trace as soon as its drafts are there."""
-    keys = [sample_keys(draft.prompt.id, protocol.drafts)[1:] for draft in drafts]
-    asked = [(place, key) for place, others in enumerate(keys) for key in others]
-    settings = critic.settings.generate
-    completions = critic.drafter.generate(
-        [drafts[place].prompt.messages for place, _ in asked],
-        _sampling(critic, settings.draft_tokens),
-        [key for _, key in asked],
-        settings.batch_size,
-    )
-    made: dict[int, list[Completion]] = {}
-    for index, completion in in_order(completions):
-        place = asked[index][0]
-        samples = made.setdefault(place, [drafts[place].completion])
-        samples.append(completion)
-        if len(samples) == protocol.drafts:
-            yield _sampled_trace(protocol, drafts[place], made.pop(place))
+def _ask_drafter(critic: Critic, prompt: Prompt, key: str) -> Request:
+    return Request(critic.drafter, prompt.messages, _sampling(critic, critic.settings.generate.draft_tokens), key)
+
+
+def _ask_critic(critic: Critic, chat: Messages, key: str, opening: Messages) -> Request:
+    return Request(critic.critic, chat, _sampling(critic, critic.settings.generate.critic_tokens), key, opening)
 
 
 def _sampled_trace(protocol: Samples, draft: Draft, samples: list[Completion]) -> Trace:
@@ -171,20 +193,6 @@ def _sampled_trace(protocol: Samples, draft: Draft, samples: list[Completion]) -
     )
 
 
-def make_drafts(critic: Critic, prompts: list[Prompt]) -> list[Draft]:
-    """Each prompt's first answer, with the principles that the critic is shown for it."""
-    settings = critic.settings.generate
-    completions = in_order(
-        critic.drafter.generate(
-            [prompt.messages for prompt in prompts],
-            _sampling(critic, settings.draft_tokens),
-            [f"{prompt.id}/draft" for prompt in prompts],
-            settings.batch_size,
-        )
-    )
-    return [draft_of(critic, prompts[index], completion) for index, completion in completions]
-
-
 def draft_of(critic: Critic, prompt: Prompt, completion: Completion) -> Draft:
     """`completion` as the draft, with the principles that the critic is shown for it: always the same ones."""
     return Draft(prompt, completion, _principles(critic, prompt, completion.text))
@@ -194,51 +202,6 @@ def _principles(critic: Critic, prompt: Prompt, draft: str) -> list[Principle]:
     text = f"{prompt.messages[-1]['content']}\n{draft}"
     settings = critic.settings
     return select_principles(critic.constitution, prompt.id, text, settings.seed, settings.generate.most_principles)
-
-
-def _revise(critic: Critic, protocol: Protocol, criticised: Iterable[tuple[Draft, Completion]]) -> Iterator[Trace]:
-    """Second call of a two-call protocol, for the rows whose critique did not settle them."""
-    open_rows: list[tuple[Draft, Completion]] = []
-    for draft, output in criticised:
-        if (verdict := parse_critique(output)) is not None:
-            yield _trace(critic, draft, [output], verdict)
-        else:
-            open_rows.append((draft, output))
-    assert protocol.revision is not None, "whoever calls this has asked"
-    chats = [
-        revision_chat(protocol, draft.prompt.messages, draft.completion.text, output.text)
-        for draft, output in open_rows
-    ]
-    revisions = _ask_critic(critic, chats, [f"{draft.prompt.id}/revision" for draft, _ in open_rows])
-    for index, revision in revisions:
-        draft, output = open_rows[index]
-        verdict = judge_revision(output.text, revision, protocol, draft.question)
-        yield _trace(critic, draft, [output, revision], verdict)
-
-
-def _ask_critic(critic: Critic, chats: list[Messages], keys: list[str]) -> Iterator[tuple[int, Completion]]:
-    settings = critic.settings.generate
-    sampling = _sampling(critic, settings.critic_tokens)
-    return in_order(critic.critic.generate(chats, sampling, keys, settings.batch_size))
-
-
-def in_order(rows: Iterator[tuple[int, Completion]]) -> Iterator[tuple[int, Completion]]:
-    """The rows of a Generator by index, each as soon as those before it are there, so that files do not depend on haste.
-
-    Rows that wait for one that never comes follow at the end, also where that is an error.
-    """
-    waiting: dict[int, Completion] = {}
-    following = 0
-    try:
-        for index, completion in rows:
-            waiting[index] = completion
-            while following in waiting:
-                yield following, waiting.pop(following)
-                following += 1
-    except (CaiError, KeyboardInterrupt):  # what was paid for is kept
-        yield from sorted(waiting.items())
-        raise
-    yield from sorted(waiting.items())
 
 
 def _sampling(critic: Critic, max_new_tokens: int) -> Sampling:

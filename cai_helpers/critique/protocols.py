@@ -93,10 +93,7 @@ def _read(path: Path | None) -> _ProtocolsFile:
 
 def critique_chat(protocol: Protocol, conversation: Messages, draft: str, principles: list[Principle]) -> Messages:
     """The chat that asks for the critique (and, in a one-call protocol, for the revision too)."""
-    shown = [
-        turn for demonstration in protocol.demonstrations for turn in _demonstrated_critique(protocol, demonstration)
-    ]
-    return shown + _ask(
+    return _shown_critiques(protocol) + _ask(
         protocol.critique,
         conversation=transcript(conversation),
         response=draft,
@@ -106,11 +103,34 @@ def critique_chat(protocol: Protocol, conversation: Messages, draft: str, princi
 
 def revision_chat(protocol: Protocol, conversation: Messages, draft: str, critique: str) -> Messages:
     """The second chat of a two-call protocol."""
+    asked = _ask(_revision(protocol), conversation=transcript(conversation), response=draft, critique=critique)
+    return _shown_revisions(protocol) + asked
+
+
+def critique_opening(protocol: Protocol) -> Messages:
+    """What all critique chats begin with: the demonstrations, and the words before the first part of the pair's own."""
+    return _shown_critiques(protocol) + _begin(protocol.critique)
+
+
+def revision_opening(protocol: Protocol) -> Messages:
+    return _shown_revisions(protocol) + _begin(_revision(protocol))
+
+
+def _begin(template: str) -> Messages:
+    return [{"role": "user", "content": re.split(r"\{(?:conversation|response|principles|critique)\}", template)[0]}]
+
+
+def _revision(protocol: Protocol) -> str:
     assert protocol.revision is not None, f"protocol {protocol.name} has no revision step"
-    shown = [
-        turn for demonstration in protocol.demonstrations for turn in _demonstrated_revision(protocol, demonstration)
-    ]
-    return shown + _ask(protocol.revision, conversation=transcript(conversation), response=draft, critique=critique)
+    return protocol.revision
+
+
+def _shown_critiques(protocol: Protocol) -> Messages:
+    return [turn for shown in protocol.demonstrations for turn in _demonstrated_critique(protocol, shown)]
+
+
+def _shown_revisions(protocol: Protocol) -> Messages:
+    return [turn for shown in protocol.demonstrations for turn in _demonstrated_revision(protocol, shown)]
 
 
 def _demonstrated_critique(protocol: Protocol, demonstration: Demonstration) -> Messages:
@@ -129,9 +149,8 @@ def _demonstrated_critique(protocol: Protocol, demonstration: Demonstration) -> 
 
 
 def _demonstrated_revision(protocol: Protocol, demonstration: Demonstration) -> Messages:
-    assert protocol.revision is not None, "revision_chat has looked"
     question = _ask(
-        protocol.revision,
+        _revision(protocol),
         conversation=demonstration.conversation,
         response=demonstration.response,
         critique=demonstration.critique,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import re
 
-from cai_helpers.critique.verdict import fault_of_text, opens_as_meta_commentary
+from cai_helpers.critique.meta import is_meta_commentary as talks_about_a_response
+from cai_helpers.critique.verdict import fault_of_text
 from cai_helpers.prompts.sources import Malformed, as_prompt_messages
 from cai_helpers.schema import ScoredPair
 
@@ -49,7 +50,7 @@ def is_meta_commentary(pair: ScoredPair) -> bool:
     """The row says so, or it passes for a revision and its text talks about a response."""
     if not _passes_for_a_revision(pair):
         return pair.outcome == "meta_commentary"
-    return opens_as_meta_commentary(pair.revised_response)
+    return talks_about_a_response(pair.revised_response)
 
 
 def leaks_template(pair: ScoredPair) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
+from cai_helpers.critique.meta import is_meta_commentary
 from cai_helpers.critique.protocols import Protocol
 from cai_helpers.measures.degeneration import is_degenerate
 from cai_helpers.measures.refusals import is_refusal
@@ -20,19 +21,6 @@ _LABELS = re.compile(
 _CRITIQUE_LABEL = re.compile(r"^\W*critique\W*:\W*", re.IGNORECASE)
 _REVISION_LABEL = re.compile(r"(?:^|\n)[ \t*#>-]*revis(?:ion|ed response)\W*:[ \t*]*", re.IGNORECASE)
 _KEEP = re.compile(r"^\W*keep[\s_-]*original\b", re.IGNORECASE)
-
-# A revision that opens like this talks about a response instead of being one.
-_META_OPENINGS = re.compile(
-    r"""^\W*(?:
-        i\s(?:could|would|should|might)\s(?:have\s)?(?:say|said|revise|rewrite|improve|respond|change|write|add|be|make)
-      | (?:the|this|that|my|your)\s(?:original\s|revised\s|improved\s|better\s|assistant's\s)?(?:response|answer|revision|reply)\b
-      | the\sassistant\b
-      | instead\sof\b | rather\sthan\b
-      | an?\s(?:better|improved|revised|more\s\w+)\s(?:response|answer|version|reply)\b
-      | here(?:\sis|'s)\s(?:a|an|the|my)\s(?:\w+\s)?(?:revised|revision|improved|better|rewritten)\b
-    )""",
-    re.IGNORECASE | re.VERBOSE,
-)
 
 
 class Verdict(NamedTuple):
@@ -83,11 +71,6 @@ def judge_revision(critique: str, output: Completion, protocol: Protocol, prompt
     return Verdict(fault[0], critique, "", fault[1])
 
 
-def opens_as_meta_commentary(revision: str) -> bool:
-    """True of a text that talks about a response instead of being one."""
-    return _META_OPENINGS.match(revision.strip()) is not None
-
-
 def _fault(revision: str, output: Completion, protocol: Protocol, prompt: str) -> tuple[Outcome, str] | None:
     """The first thing that makes `revision` unusable, as (outcome, reason)."""
     fault = fault_of_text(revision, prompt)
@@ -97,7 +80,8 @@ def _fault(revision: str, output: Completion, protocol: Protocol, prompt: str) -
         return "degenerate", "the revision repeats itself"
     if output.finish == "length":
         return "truncated", "the revision hit the token limit"
-    if fault is None and (run := _shared_run(revision, f"{protocol.critique}\n{protocol.revision or ''}")):
+    may_echo = fault is None or fault[0] == "meta_commentary"  # the instructions talk of a response as well
+    if may_echo and (run := _shared_run(revision, f"{protocol.critique}\n{protocol.revision or ''}")):
         return "echo", f"the revision repeats the instructions: {run!r}"
     return fault
 
@@ -106,7 +90,7 @@ def fault_of_text(revision: str, prompt: str) -> tuple[Outcome, str] | None:
     """What the text alone shows to be no revision, as (outcome, reason); going round in circles is not asked for here."""
     if _KEEP.match(revision):
         return "kept", f"the critic wrote {KEEP}"
-    if opens_as_meta_commentary(revision):
+    if is_meta_commentary(revision):
         return "meta_commentary", f"the revision opens with {_opening(revision)!r}"
     if (words := len(revision.split())) < MIN_REVISION_WORDS:
         return "too_short", f"{words} words; {MIN_REVISION_WORDS} are needed"

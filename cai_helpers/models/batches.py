@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from cai_helpers.errors import CaiError
+
+FULL = 0.9  # of the tokens of a batch that `in_token_batches` makes, at least so many are no padding
 
 
 def in_batches(
@@ -19,9 +21,44 @@ def in_batches(
     Raises:
         CaiError: a single row does not fit.
     """
+    return _shrinking(indices, batch_size, lambda start, size: indices[start : start + size], len, work, on_halved)
+
+
+def in_token_batches(
+    sizes: Sequence[int], tokens: int, work: Callable[[list[int]], list]
+) -> Iterator[tuple[list[int], list]]:
+    """The same for rows of `sizes` tokens, the largest first: as many as have `tokens` together, padding included.
+
+    Rows of like size stand together, so that nine tenths of a batch are no padding.
+
+    Raises:
+        CaiError: a single row does not fit.
+    """
+    order = sorted(range(len(sizes)), key=lambda row: -sizes[row])
+
+    def cut(start: int, limit: int) -> list[int]:
+        width, real, rows = sizes[order[start]], 0, 0
+        for row in order[start:]:
+            real, rows = real + sizes[row], rows + 1
+            if rows > 1 and (rows * width > limit or real < FULL * rows * width):
+                return order[start : start + rows - 1]
+        return order[start:]
+
+    return _shrinking(order, tokens, cut, lambda rows: len(rows) * sizes[rows[0]], work, lambda limit: None)
+
+
+def _shrinking(
+    indices: list[int],
+    limit: int,
+    cut: Callable[[int, int], list[int]],
+    cost: Callable[[list[int]], int],
+    work: Callable[[list[int]], list],
+    on_halved: Callable[[int], None],
+) -> Iterator[tuple[list[int], list]]:
+    """cut: (start, limit) → the next rows. cost: of rows, in what the limit counts."""
     start = 0
     while start < len(indices):
-        rows = indices[start : start + batch_size]
+        rows = cut(start, limit)
         result = None
         try:
             result = work(rows)
@@ -34,8 +71,8 @@ def in_batches(
                     "One single row does not fit into the accelerator's memory.",
                     "Lower prompts.max_tokens, restart the runtime so that nothing else holds memory, or take a larger card.",
                 )
-            batch_size = len(rows) // 2
-            on_halved(batch_size)
+            limit = cost(rows) // 2
+            on_halved(limit)
             release_memory()
             continue
         yield rows, result

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import SimpleQueue
 from threading import Event
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +15,8 @@ from cai_helpers.errors import CaiError
 from cai_helpers.models.endpoint_answers import Answer, Failure
 from cai_helpers.models.endpoint_failures import reason_to_stop
 from cai_helpers.models.endpoint_request import EndpointRequests
+from cai_helpers.models.flow import answers_of
+from cai_helpers.models.generator import Answered, Request
 from cai_helpers.schema import Completion, Messages, Record
 from cai_helpers.settings import Endpoint
 
@@ -65,7 +68,7 @@ class EndpointGenerator:
         """alternatives: how many other tokens to ask for at each place, with their log-probabilities."""
         if settings.base_url is None or settings.model is None:
             raise CaiError(
-                f"The api critic needs {'endpoint.base_url' if settings.base_url is None else 'endpoint.model'}.",
+                f"An endpoint needs {'endpoint.base_url' if settings.base_url is None else 'endpoint.model'}.",
                 "Set endpoint.base_url (such as http://localhost:8000/v1) and endpoint.model (the name the endpoint knows it by).",
             )
         self._settings = settings
@@ -74,51 +77,47 @@ class EndpointGenerator:
         self._has_answered = False
         self.usage = Usage(input_price=settings.input_price, output_price=settings.output_price)
 
+    def open(self, batch_size: int) -> EndpointSession:
+        """batch_size: without meaning here; `concurrency` requests are under way at once."""
+        return EndpointSession(self, self._settings.concurrency)
+
     def generate(
         self, chats: list[Messages], sampling: Sampling, keys: list[str], batch_size: int
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index into `chats`, completion) as answers come in; a row that failed is left out and counted.
 
-        batch_size: without meaning here; `concurrency` requests are under way at once.
-
         Raises:
             CaiError: the endpoint refuses the key, does not know the model, or one row after another fails.
         """
-        for index, answer in self.answers(chats, sampling, keys):
-            yield index, answer.completion
+        return answers_of(self, enumerate(chats), sampling, keys, batch_size)
 
     def answers(self, chats: list[Messages], sampling: Sampling, keys: list[str]) -> Iterator[tuple[int, Answer]]:
         """The same, with all that came back."""
-        stop = Event()
-        pool = ThreadPoolExecutor(self._settings.concurrency, thread_name_prefix="endpoint")
+        session = self.open(0)
         try:
-            rows = {
-                pool.submit(self._row, chat, sampling, key, stop): index
-                for index, (chat, key) in enumerate(zip(chats, keys, strict=True))
-            }
-            for future in as_completed(rows):
-                row = future.result()
-                self._count(row)
-                if isinstance(row.result, Answer):
-                    yield rows[future], row.result
-                elif error := self._reason_to_stop(row.result):
-                    raise error
-        finally:  # reached by Ctrl-C and by a caller that stops reading, too
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            requests = [Request(self, chat, sampling, key) for chat, key in zip(chats, keys, strict=True)]
+            index = {id(request): place for place, request in enumerate(requests)}
+            session.add(requests)
+            while session.unfinished:
+                for request, answer in session.answered(wait=True):
+                    if answer is not None:
+                        yield index[id(request)], answer
+        finally:
+            session.close()
 
-    def _row(self, chat: Messages, sampling: Sampling, key: str, stop: Event) -> _Row:
+    def ask(self, request: Request, stop: Event) -> Row:
         """One row with its retries. Runs in a thread of the pool and changes nothing that others see."""
         tries = 1
-        result = self._requests.send(chat, sampling, key)
+        result = self._requests.send(request.chat, request.sampling, request.key)
         while isinstance(result, Failure) and result.may_pass and tries <= self._settings.retries:
-            if stop.wait(_pause(result, tries, key)):
+            if stop.wait(_pause(result, tries, request.key)):
                 break
             tries += 1
-            result = self._requests.send(chat, sampling, key)
-        return _Row(tries, result)
+            result = self._requests.send(request.chat, request.sampling, request.key)
+        return Row(tries, result)
 
-    def _count(self, row: _Row) -> None:
+    def count(self, row: Row) -> CaiError | None:
+        """Put a row into `usage`; why the run has to stop, if it has to."""
         usage, result = self.usage, row.result
         changes: dict[str, object] = {
             "requests": usage.requests + row.tries,
@@ -134,14 +133,75 @@ class EndpointGenerator:
             # an endpoint that has answered is not down when it refuses rows for what they say
             self._failures_in_a_row += not (self._has_answered and result.status in _REFUSED_ROW)
         self.usage = usage.model_copy(update=changes)
+        if isinstance(result, Answer):
+            return None
+        return reason_to_stop(result, self._failures_in_a_row, self._has_answered, self._settings)
 
-    def _reason_to_stop(self, failure: Failure) -> CaiError | None:
-        return reason_to_stop(failure, self._failures_in_a_row, self._has_answered, self._settings)
 
-
-class _Row(NamedTuple):
+class Row(NamedTuple):
     tries: int
     result: Answer | Failure
+
+
+class EndpointSession:
+    """Requests of an EndpointGenerator, `concurrency` of them at once; the others wait."""
+
+    def __init__(self, generator: EndpointGenerator, concurrency: int) -> None:
+        self._generator = generator
+        self._concurrency = concurrency
+        self._stop = Event()
+        self._pool = ThreadPoolExecutor(concurrency, thread_name_prefix="endpoint")
+        self._asked: dict[Future[Row], Request] = {}
+        self._done: SimpleQueue[Future[Row]] = SimpleQueue()
+        self._error: CaiError | None = None
+
+    def add(self, requests: Iterable[Request]) -> None:
+        for request in requests:
+            future = self._pool.submit(self._generator.ask, request, self._stop)
+            self._asked[future] = request
+            future.add_done_callback(self._done.put)
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._asked)
+
+    @property
+    def room(self) -> int:
+        """As many wait as are under way, so that none of them waits for a draft to come."""
+        return 2 * self._concurrency - len(self._asked)
+
+    def step(self, wait: bool) -> list[Answered]:
+        return [(request, None if answer is None else answer.completion) for request, answer in self.answered(wait)]
+
+    def answered(self, wait: bool) -> list[tuple[Request, Answer | None]]:
+        """What has been answered since; None for a row that failed. wait: until there is one.
+
+        Raises:
+            CaiError: the endpoint has failed for good. What it had answered was handed out before.
+        """
+        if self._error is not None:
+            raise self._error
+        answers: list[tuple[Request, Answer | None]] = []
+        for future in self._done_now(wait):
+            row = future.result()
+            answer = row.result if isinstance(row.result, Answer) else None
+            if answer is not None or self._error is None:  # what fails after the end is known says nothing new
+                self._error = self._generator.count(row) or self._error
+            if answer is not None or self._error is None:
+                answers.append((self._asked.pop(future), answer))
+        if self._error is not None and not answers:
+            raise self._error
+        return answers
+
+    def _done_now(self, wait: bool) -> list[Future[Row]]:
+        done = [self._done.get()] if wait and self._asked else []
+        while not self._done.empty():
+            done.append(self._done.get())
+        return done
+
+    def close(self) -> None:
+        self._stop.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _pause(failure: Failure, tries: int, key: str) -> float:

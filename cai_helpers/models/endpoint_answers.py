@@ -67,7 +67,10 @@ def read_answer(answer: Any) -> Answer:
         raise ValueError(f"no text in the answer: {message}")
     tokens, input_tokens = (_tokens(answer.get("usage"), name) for name in ("completion_tokens", "prompt_tokens"))
     finish = "length" if choice.get("finish_reason") in _CUT_OFF else "stop"
-    completion = Completion(text=(text or "").strip(), tokens=tokens or 0, finish=finish)
+    whole = (
+        (text or "").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    )  # halves of pairs are no characters
+    completion = Completion(text=whole.strip(), tokens=tokens or 0, finish=finish)
     metered = tokens is not None and input_tokens is not None
     return Answer(completion, input_tokens or 0, metered, _alternatives(choice.get("logprobs")))
 

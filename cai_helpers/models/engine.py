@@ -14,28 +14,37 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from cai_helpers.errors import CaiError
-from cai_helpers.machine.hardware import Machine, usable_memory
-from cai_helpers.models.batches import is_out_of_memory, release_memory
 from cai_helpers.models.graphs import Graphs
 from cai_helpers.models.sampling import Sampling, draw, draw_from_all, not_finite
-from cai_helpers.models.slot_cache import SlotCache, attending_to_slots, head_size, visible, without_adapter_shell
+from cai_helpers.models.slot_cache import SlotCache, attending_to_slots, causal, visible, without_adapter_shell
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
-MOST_SLOTS = 128  # beyond it the arithmetic of a step grows as fast as the rows
 _STEPS = 8  # between two looks: looking waits for the device, and an ended row idles for half as many
-_PREFILL_TOKENS = 1024  # read at once, padding included: enough to keep a GPU busy, little enough to need no plan
+PREFILL_TOKENS = 1024  # read at once, padding included: enough to keep a GPU busy, little enough to need no plan
 _WAITS_FOR = 8  # prompts are read as soon as one slot in so many is empty
 _MULTIPLE = 32  # prompts are padded to one of it, so that few graphs serve all lengths
-_SHARE = 0.8  # of the free memory that slots may fill; the rest is the allocator's and the CUDA context's
+
+
+@dataclass(frozen=True, eq=False)  # told apart by identity: one object for all rows that share it
+class Opening:
+    """Tokens that several prompts begin with: they are read once for all of them."""
+
+    tokens: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+NO_OPENING = Opening()
 
 
 class Row(NamedTuple):
@@ -45,66 +54,17 @@ class Row(NamedTuple):
     prompt: list[int]  # token ids
     key: int  # of its randomness: sampling.row_key
     sampling: Sampling
+    opening: Opening = NO_OPENING
 
     @property
     def length(self) -> int:
         """Tokens it may come to."""
         return len(self.prompt) + self.sampling.max_new_tokens
 
-
-def generate_rows(
-    model: PreTrainedModel | PeftModel,
-    rows: deque[Row],
-    stop_tokens: Collection[int],
-    slots: int,
-    on_halved: Callable[[int], None] = lambda slots: None,
-) -> Iterator[tuple[Row, list[int]]]:
-    """Yield (row, its new tokens, with the stop token where it came to one) as rows end, taking them from `rows`.
-
-    `rows` may grow while this runs: what the caller appends between two results joins those that are under way.
-    Running out of memory halves the slots; rows under way then start again and end the same.
-
-    Raises:
-        CaiError: a single row does not fit, or the model's scores are not finite.
-    """
-    while rows:
-        engine, full = None, False
-        size = min(slots, len(rows))
-        try:
-            engine = SlotEngine(model, stop_tokens, size, max(row.length for row in rows))
-            yield from engine.run(rows)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            full = True
-        if full:  # outside `except`: there the traceback would still hold the tensors
-            if size == 1:
-                raise CaiError(
-                    "One single row does not fit into the accelerator's memory.",
-                    "Lower prompts.max_tokens, restart the runtime so that nothing else holds memory, or take a larger card.",
-                )
-            slots = size // 2
-            on_halved(slots)
-            if engine is not None:
-                rows.extendleft(reversed(engine.under_way()))
-            engine = None
-            release_memory()
-        engine = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # the graphs' memory, for whatever comes next
-
-
-def slots_that_fit(config: PreTrainedConfig, capacity: int, dtype: torch.dtype, machine: Machine) -> int:
-    """Slots of `capacity` tokens in the memory that is free, once the model is loaded; at least 1, at most MOST_SLOTS.
-
-    A slot holds keys and values, 2 · layers · heads · head size · capacity values, and its share of the scores: a row of
-    the vocabulary in the model's precision and, at most four times, in fp32. A prefill comes on top.
-    """
-    free = usable_memory(machine) - (torch.cuda.memory_allocated() if machine.device == "cuda" else 0)
-    stored = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * capacity * dtype.itemsize
-    scores = config.vocab_size * (dtype.itemsize + 4 * 4)
-    prefill = _PREFILL_TOKENS * (8 * config.hidden_size + 4 * config.intermediate_size) * dtype.itemsize
-    return max(1, min(MOST_SLOTS, int((_SHARE * free - prefill) / (stored + scores))))
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that a prefill has to read; the last is read by the first step."""
+        return len(self.prompt) - len(self.opening) - 1
 
 
 class SlotEngine:
@@ -114,17 +74,17 @@ class SlotEngine:
         self, model: PreTrainedModel | PeftModel, stop_tokens: Collection[int], slots: int, capacity: int
     ) -> None:
         self._model = without_adapter_shell(model)
-        self._slots = slots
+        self.slots = slots
         device, dtype = self._model.device, self._model.dtype
-        self._capacity = -(-max(capacity, 2) // _MULTIPLE) * _MULTIPLE  # attention kernels want it even
-        self._cache = SlotCache(self._model.config, slots, self._capacity, dtype, device)
+        self.capacity = -(-max(capacity, 2) // _MULTIPLE) * _MULTIPLE  # attention kernels want it even
+        self._cache = SlotCache(self._model.config, slots, self.capacity, dtype, device)
         parameters = inspect.signature(self._model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
         self._position = self._cache.place.position
         self._rows: list[Row | None] = [None] * slots
         self._left = [0] * slots  # tokens that the row may still come to, as of the last look
         self._stops = torch.tensor(sorted(stop_tokens), device=device)
-        self._tokens = torch.zeros(slots + 1, self._capacity, dtype=torch.long, device=device)  # prompt and answer
+        self._tokens = torch.zeros(slots + 1, self.capacity, dtype=torch.long, device=device)  # prompt and answer
         self._start = torch.ones(slots, dtype=torch.long, device=device)  # length of the prompt
         self._end = torch.ones_like(self._start)  # length that it may come to
         self._row_key = torch.zeros_like(self._start)
@@ -133,22 +93,29 @@ class SlotEngine:
         self._running = torch.zeros(slots, dtype=torch.bool, device=device)
         self._short = torch.zeros_like(self._running)  # waits for a draw from the whole vocabulary
         self._broken = torch.zeros_like(self._running)  # its scores were not finite
+        self._openings: dict[Opening, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # keys and values, by layer
+        self._exact_steps = 0  # of the next ones
         self._graphs = Graphs(device)
 
-    def run(self, rows: deque[Row]) -> Iterator[tuple[Row, list[int]]]:
-        """As generate_rows. Ends when all slots are empty and `rows` is, or begins with one that is too long for them."""
-        exact_steps = 0
-        while self._admit(rows):
-            steps = min(_STEPS, max(self._left))
-            for step in range(steps):
-                if step < exact_steps:
-                    self._step_exactly()
-                else:
-                    self._graphs.call("decode", self._step)
-            ended, short = self._look()
-            # where most rows want the whole vocabulary, as at a high temperature, every step draws from it
-            exact_steps = 0 if not short else 1 if short * 2 < len(self.under_way()) else _STEPS
-            yield from ended
+    def step(self, rows: deque[Row]) -> list[tuple[Row, list[int]]]:
+        """Take rows into empty slots from `rows`, all of which fit, and go on by some tokens.
+
+        Returns (row, its new tokens, with the stop token where it came to one) of those that have ended.
+
+        Raises:
+            CaiError: the model's scores are not finite.
+        """
+        if not self._admit(rows):
+            return []
+        for step in range(min(_STEPS, max(self._left))):
+            if step < self._exact_steps:
+                self._step_exactly()
+            else:
+                self._graphs.call("decode", self._step)
+        ended, short = self._look()
+        # where most rows want the whole vocabulary, as at a high temperature, every step draws from it
+        self._exact_steps = 0 if not short else 1 if short * 2 < len(self.under_way()) else _STEPS
+        return ended
 
     def under_way(self) -> list[Row]:
         return [row for row in self._rows if row is not None]
@@ -160,31 +127,47 @@ class SlotEngine:
 
         Mini-batches wait until there are slots for a whole one: reading a few prompts takes as long as reading many.
         """
-        while rows and rows[0].length <= self._capacity:
+        while rows:
             empty = [slot for slot, row in enumerate(self._rows) if row is None]
-            width = len(rows[0].prompt) - 1  # the last token is read by the first step
-            if self._graphs.capture:  # one graph a shape
-                width = -(-width // _MULTIPLE) * _MULTIPLE
-            most = max(1, _PREFILL_TOKENS // max(width, 1))
-            enough = max(1, min(most, self._slots // _WAITS_FOR))
+            opening, width = rows[0].opening, self._width(rows[0])
+            most = max(1, PREFILL_TOKENS // max(width, 1))
+            enough = max(1, min(most, self.slots // _WAITS_FOR))
             if len(empty) < min(enough, len(rows)):
                 break
-            most = min(enough if self._graphs.capture else most, len(empty))
-            taken: list[Row] = []
-            while len(taken) < most and rows and len(rows[0].prompt) <= width + 1 and rows[0].length <= self._capacity:
-                taken.append(rows.popleft())
+            taken = self._mini_batch(rows, min(enough if self._graphs.capture else most, len(empty)))
             slots = empty[: len(taken)]
             for slot, row in zip(slots, taken, strict=True):
                 self._rows[slot], self._left[slot] = row, row.sampling.max_new_tokens
             self._place(slots, taken)
+            if opening:
+                self._open(slots, opening)
             if width:
-                self._prefill(slots, width, enough if self._graphs.capture else len(slots))
+                self._prefill(slots, opening, width, enough if self._graphs.capture else len(slots))
         return bool(self.under_way())
+
+    def _width(self, row: Row) -> int:
+        """Tokens to read of its prompt, rounded up where each shape is a graph of its own."""
+        if not self._graphs.capture:
+            return row.unread
+        return min(-(-row.unread // _MULTIPLE) * _MULTIPLE, self.capacity - len(row.opening))
+
+    def _mini_batch(self, rows: deque[Row], most: int) -> list[Row]:
+        """Take the first of `rows`, and with it those that open alike and are at most as wide: the widest of them."""
+        first, width = rows[0], self._width(rows[0])
+        fitting = [
+            row for row in rows if row.opening is first.opening and self._width(row) <= width and row is not first
+        ]
+        taken = [first, *sorted(fitting, key=lambda row: -row.unread)[: most - 1]]
+        chosen = set(map(id, taken))
+        left = [row for row in rows if id(row) not in chosen]
+        rows.clear()
+        rows.extend(left)
+        return taken
 
     @torch.no_grad()
     def _place(self, slots: list[int], rows: list[Row]) -> None:
         index = torch.tensor(slots)
-        texts = torch.zeros(len(rows), self._capacity, dtype=torch.long)
+        texts = torch.zeros(len(rows), self.capacity, dtype=torch.long)
         for text, row in zip(texts, rows, strict=True):
             text[: len(row.prompt)] = torch.tensor(row.prompt)
         lengths = torch.tensor([len(row.prompt) for row in rows])
@@ -202,22 +185,41 @@ class SlotEngine:
         for state, values in new.items():
             state[index] = values.to(state.device)
 
-    def _prefill(self, slots: list[int], width: int, size: int) -> None:
+    @torch.no_grad()
+    def _open(self, slots: list[int], opening: Opening) -> None:
+        """Keys and values of the opening, into the slots of rows that begin with it; read where it was not yet."""
+        if opening not in self._openings:
+            tokens = torch.tensor([opening.tokens], device=self._position.device)
+            with self._cache.noting() as noted:
+                self._read(tokens, 0)
+            self._openings[opening] = noted
+        self._cache.copy_to(torch.tensor(slots, device=self._position.device), self._openings[opening])
+
+    def _prefill(self, slots: list[int], opening: Opening, width: int, size: int) -> None:
         """Keys and values of the prompts; what stands behind the shorter ones is overwritten before it is seen."""
-        static = self._graphs.input((width, size), slots + [self._slots] * (size - len(slots)))
+        name = (opening, width, size)
+        static = self._graphs.input(name, slots + [self.slots] * (size - len(slots)))
 
         @torch.no_grad()
         def read() -> None:
-            with self._cache.prefilling(static), attending_to_slots(self._model):
-                self._model(
-                    input_ids=self._tokens.index_select(0, static)[:, :width],
-                    position_ids=torch.arange(width, device=static.device).expand(size, width),
-                    use_cache=True,
-                    logits_to_keep=1,  # the scores are not needed
-                    **{self._cache_name: self._cache},
-                )
+            tokens = self._tokens.index_select(0, static)[:, len(opening) : len(opening) + width]
+            with self._cache.prefilling(static, len(opening)):
+                self._read(tokens, len(opening))
 
-        self._graphs.call((width, size), read)
+        self._graphs.call(name, read)
+
+    def _read(self, tokens: torch.Tensor, start: int) -> None:
+        """tokens: (rows, width), which stand behind `start` others. Their scores are not needed."""
+        rows, width = tokens.shape
+        with attending_to_slots(self._model):
+            self._model(
+                input_ids=tokens,
+                attention_mask=causal(start, width, self._model.dtype, tokens.device) if start else None,
+                position_ids=torch.arange(start, start + width, device=tokens.device).expand(rows, width),
+                use_cache=True,
+                logits_to_keep=1,
+                **{self._cache_name: self._cache},
+            )
 
     # ---- a step
 
@@ -244,8 +246,8 @@ class SlotEngine:
         position = self._position.unsqueeze(1)
         with attending_to_slots(self._model):
             output = self._model(
-                input_ids=self._tokens[: self._slots].gather(1, position),
-                attention_mask=visible(self._position, self._capacity, self._model.dtype),
+                input_ids=self._tokens[: self.slots].gather(1, position),
+                attention_mask=visible(self._position, self.capacity, self._model.dtype),
                 position_ids=position,
                 use_cache=True,
                 **{self._cache_name: self._cache},
@@ -265,7 +267,7 @@ class SlotEngine:
         self._short |= self._running & short & ~greedy
         moves = self._running & ~self._short
         after = (self._position + 1).unsqueeze(1)
-        tokens = self._tokens[: self._slots]
+        tokens = self._tokens[: self.slots]
         tokens.scatter_(1, after, torch.where(moves.unsqueeze(1), drawn.unsqueeze(1), tokens.gather(1, after)))
         ended = (drawn.unsqueeze(1) == self._stops).any(1) | (self._position + 2 >= self._end)
         self._running.copy_(moves & ~ended)

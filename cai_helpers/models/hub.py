@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
+from cai_helpers.models.hub_failures import asked_again, said
 
 EMBEDDED = "embedded:"
-# Instruct models that anyone can load without a token and that fit a T4 (docs/MODELS.md): the choices of the notebooks' form.
-OPEN_MODELS = (
-    "Qwen/Qwen3-1.7B",
-    "Qwen/Qwen3-0.6B",
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct",
-    "Qwen/Qwen2.5-1.5B-Instruct",
-)
-OPEN_CHOICE = f"As base model (models.base, --model) these need neither licence nor token: {', '.join(OPEN_MODELS)}."
+
+Result = TypeVar("Result")
 
 
 def locate(name: str) -> str:
@@ -30,12 +25,13 @@ def locate(name: str) -> str:
 
 
 def identity(name: str | None) -> str | None:
-    """What `name` stands for: a Hub id as it is; a folder by the hash of its files, so that retraining shows."""
+    """What `name` stands for: a Hub id as it is; a folder by its last name and the hash of its files, so that retraining
+    shows and moving does not."""
     if name is None or not (folder := Path(locate(name))).is_dir():
         return name
     digest = file_hash(folder)
     assert digest is not None  # it is a folder
-    return f"{name} ({digest[:12]})"
+    return f"{name if name.startswith(EMBEDDED) else folder.resolve().name} ({digest[:12]})"
 
 
 def local_folder(name: str, file: str) -> Path | None:
@@ -51,46 +47,29 @@ def local_folder(name: str, file: str) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def from_hub(load: Callable, name: str):
+def from_hub(load: Callable[[], Result], name: str) -> Result:
     """Call `load`; turn what the Hub and the disk answer into an error that says what to do.
 
-    transformers wraps the Hub's errors in OSError, so the cause is looked at as well.
+    Memory that is full is let through: who asked for the model knows what to make smaller.
     """
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
-
     _require_path(name)
     try:
         with warnings.catch_warnings():
             # transformers warns of a name that peft still uses; the user can do nothing about it
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message="Found missing adapter keys")  # whole_weights refuses them
-            return load()
-    except (OSError, ValueError, RuntimeError, transport_error()) as error:
-        if "trust_remote_code" in str(error) or "scripts are no longer supported" in str(error):
-            raise CaiError(
-                f"{name} brings Python code of its own, which would have to run on this machine; it is never run.",
-                "Take a model whose architecture transformers knows (its config.json then needs no auto_map), or a dataset of "
-                "plain files (Parquet, JSONL).",
-            ) from error
-        chain = [error, error.__cause__, error.__context__]
-        if any(isinstance(link, GatedRepoError) for link in chain):  # a subclass of RepositoryNotFoundError: first
-            raise CaiError(
-                f"{name} is gated: its licence must be accepted once.",
-                f"Open https://huggingface.co/{name}, accept, and set HF_TOKEN to a token of that account. {OPEN_CHOICE}",
-            ) from error
-        if any(isinstance(link, RepositoryNotFoundError) for link in chain):
-            raise CaiError(
-                f"{name} is not on the Hub, or is private.", "Check the name; for a private one set HF_TOKEN."
-            ) from error
-        if not isinstance(error, (ValueError, RuntimeError)) or any(isinstance(link, HfHubHTTPError) for link in chain):
-            missing = (
-                "" if Path(locate(name)).exists() else f"There is no folder {name} here, and as a name on the Hub: "
-            )
-            raise CaiError(
-                f"{missing}{name} could not be loaded: {str(error).splitlines()[0]}",
-                "Check the name or path, and that this machine reaches the Hub.",
-            ) from error
+            return asked_again(load)
+    except (CaiError, MemoryError):
         raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError" or _is_of_the_system(error):
+            raise
+        raise said(error, name, Path(locate(name))) from error
+
+
+def _is_of_the_system(error: Exception) -> bool:
+    """No space, no rights: what the disk says, not what transformers says in an OSError of its own."""
+    return isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
 
 
 def _require_path(name: str) -> None:
@@ -116,11 +95,3 @@ def _require_path(name: str) -> None:
 def _is_path(name: str) -> bool:
     """A name on the Hub is NAME or OWNER/NAME, and begins with a letter, a digit or an underscore."""
     return name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith("/")
-
-
-def transport_error() -> type[Exception]:
-    """The connection error of the HTTP library that huggingface_hub uses: httpx, or httpx2 from its version 2 on."""
-    from huggingface_hub import get_session
-
-    library = type(get_session()).__module__.partition(".")[0]
-    return importlib.import_module(library).TransportError

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import choose_dtype, this_machine, torch_dtype
-from cai_helpers.models.batches import in_batches
 from cai_helpers.models.chat_format import ChatFormat
+from cai_helpers.models.flow import answers_of
+from cai_helpers.models.generator import Generator, Session
 from cai_helpers.models.hub import from_hub, locate
 from cai_helpers.models.whole_weights import require_whole, require_whole_adapter
 from cai_helpers.schema import Completion, Messages
@@ -24,25 +24,12 @@ if TYPE_CHECKING:
 
     from cai_helpers.models.sampling import Sampling
 
-_PORTION = 256  # prompts: seconds of work, whose loss nobody minds
+_PORTION = 256  # prompts that keep the slots of a GPU full for a while
 STAGE2, STAGE3 = "stage2", "stage3"  # adapter names on the one base model, for inference
 
 
-class Generator(Protocol):
-    def generate(
-        self, chats: list[Messages], sampling: Sampling, keys: list[str], batch_size: int
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index into `chats`, completion) as rows finish; a row that failed for now is left out.
-
-        keys: one a chat; they name the rows' randomness.
-        """
-
-
 def portion(generator: Generator, batch_size: int) -> int:
-    """How many prompts to work on together, and so what a kill can lose of those that are not written yet.
-
-    On a GPU that is several times what its slots hold, so that they are seldom empty; elsewhere a batch.
-    """
+    """How many prompts show how fast many of them are made: on a GPU several times what its slots hold."""
     on_gpu = isinstance(generator, LanguageModel) and generator.model.device.type == "cuda"
     return max(batch_size, _PORTION) if on_gpu else batch_size
 
@@ -54,52 +41,32 @@ class LanguageModel:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.format = ChatFormat(tokenizer, model.generation_config)
+        self.largest_batch: int | None = None  # known to fit, once memory has run out
+        self.longest_row = 0  # tokens of a slot that sufficed so far
         self._said_batches = False
-        self._largest_batch: int | None = None  # known to fit, once memory has run out
+
+    def open(self, batch_size: int) -> Session:
+        """In slots where the model can, which on a GPU are as many as fit; else in batches of `batch_size`."""
+        from cai_helpers.models.sessions import BatchSession, SlotSession  # bring torch: late
+        from cai_helpers.models.slot_cache import why_no_slots
+
+        reason = why_no_slots(self.model)
+        if reason is None:
+            return SlotSession(self, batch_size)
+        if not self._said_batches:
+            tqdm.write(f"generation: in batches, because this model {reason}")
+            self._said_batches = True
+        return BatchSession(self, batch_size)
 
     def generate(
         self, chats: list[Messages], sampling: Sampling, keys: list[str], batch_size: int
     ) -> Iterator[tuple[int, Completion]]:
-        """Longest prompts first, so that running out of memory shows at once; the batch is halved then and stays so.
+        """Longest prompts first, so that running out of memory shows at once; batch or slots are halved then and stay so."""
+        order = sorted(range(len(chats)), key=lambda index: -len(self.render(chats[index])))
+        return answers_of(self, ((index, chats[index]) for index in order), sampling, keys, batch_size)
 
-        In slots (engine.py) where the model can, which on a GPU are as many as fit; else in batches.
-        """
-        from cai_helpers.models.slot_cache import why_no_slots
-
-        texts = [self.render(chat) for chat in chats]
-        if chats and (reason := why_no_slots(self.model)) is None:
-            yield from self._in_slots(texts, sampling, keys, batch_size)
-            return
-        if chats and not self._said_batches:
-            tqdm.write(f"generation: in batches, because this model {reason}")
-            self._said_batches = True
-        order = sorted(range(len(texts)), key=lambda index: -len(texts[index]))
-        size = min(batch_size, self._largest_batch or batch_size)
-
-        def complete(rows: list[int]) -> list[Completion]:
-            return self._batch([texts[i] for i in rows], sampling, [keys[i] for i in rows])
-
-        for indices, completions in in_batches(order, size, complete, self._remember_batch):
-            yield from zip(indices, completions, strict=True)
-
-    def _in_slots(
-        self, texts: list[str], sampling: Sampling, keys: list[str], batch_size: int
-    ) -> Iterator[tuple[int, Completion]]:
-        from cai_helpers.models.engine import Row, generate_rows, slots_that_fit
-        from cai_helpers.models.sampling import row_key
-
-        prompts = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        order = sorted(range(len(texts)), key=lambda index: -len(prompts[index]))
-        rows = deque(Row(index, prompts[index], row_key(sampling.seed, keys[index]), sampling) for index in order)
-        slots = batch_size
-        if self.model.device.type == "cuda":
-            slots = slots_that_fit(self.model.config, rows[0].length, self.model.dtype, this_machine())
-        slots = min(slots, self._largest_batch or slots)
-        for row, tokens in generate_rows(self.model, rows, self.format.ends, slots, self._remember_batch):
-            yield row.number, self.format.completion(tokens)
-
-    def _remember_batch(self, size: int) -> None:
-        self._largest_batch = size
+    def remember_batch(self, size: int) -> None:
+        self.largest_batch = size
 
     def render(self, chat: Messages) -> str:
         return self.format.render(chat)
@@ -112,32 +79,6 @@ class LanguageModel:
         thoughts = self.format.thoughts
         cut = [("thinking aloud", f"cut out of {thoughts} answers")] if thoughts else []
         return [("how the model talks", self.format.line()), *cut]
-
-    def _batch(self, texts: list[str], sampling: Sampling, keys: list[str]) -> list[Completion]:
-        import torch
-        from transformers import LogitsProcessorList
-
-        from cai_helpers.models.sampling import FiniteScores, GumbelNucleus
-
-        # left padding: generation continues from the last token; the template has written <bos> already
-        self.tokenizer.padding_side = "left"
-        batch = self.tokenizer(texts, return_tensors="pt", padding=True, add_special_tokens=False)
-        batch = batch.to(self.model.device)
-        length = batch["input_ids"].shape[1]
-        finite = FiniteScores()
-        draws = [GumbelNucleus(sampling, keys, length)] if sampling.temperature > 0 else []
-        with torch.inference_mode():
-            output = self.model.generate(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=False,  # GumbelNucleus draws
-                logits_processor=LogitsProcessorList([finite, *draws]),
-                eos_token_id=self.format.ends,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
-        finite.require(self.model)
-        return [self.format.completion(row) for row in output[:, length:].tolist()]
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -228,17 +169,20 @@ def attach_adapter(
     options = {"adapter_name": adapter_name, "is_trainable": trainable}
 
     def attach() -> PeftModel:
-        if not isinstance(model, PeftModel):
-            return PeftModel.from_pretrained(model, locate(name), **options)
-        model.load_adapter(locate(name), **options)
-        return model
+        try:
+            if not isinstance(model, PeftModel):
+                return PeftModel.from_pretrained(model, locate(name), **options)
+            model.load_adapter(locate(name), **options)
+            return model
+        except (RuntimeError, ValueError) as error:
+            if getattr(error, "response", None) is not None or type(error).__name__ == "OutOfMemoryError":
+                raise  # the Hub's, and the device's
+            raise CaiError(
+                f"The adapter {name} does not fit the base model: {' '.join(str(error).split())[:300]}",
+                "Set models.base to the model that the adapter was trained on (base_model_name_or_path in "
+                "adapter_config.json).",
+            ) from error
 
-    try:
-        with_adapter = from_hub(attach, name)
-    except (RuntimeError, ValueError) as error:
-        raise CaiError(
-            f"The adapter {name} does not fit the base model: {' '.join(str(error).split())[:300]}",
-            "Set models.base to the model that the adapter was trained on (base_model_name_or_path in adapter_config.json).",
-        ) from error
+    with_adapter = from_hub(attach, name)
     require_whole_adapter(with_adapter, adapter_name, locate(name), name)
     return with_adapter

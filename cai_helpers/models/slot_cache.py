@@ -34,7 +34,9 @@ class Place:
 
     rows: torch.Tensor  # (slots,) 0, 1, 2, …
     position: torch.Tensor  # (slots,) of the token that is being read
-    prefilled: torch.Tensor | None = None  # (rows,) slots of the prompts that are being read whole; None: decoding
+    prefilled: torch.Tensor | None = None  # (rows,) slots of the prompts that are being read; None: decoding
+    start: int = 0  # tokens that stand in those slots already, before what is being read
+    noted: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # keys and values, by layer, instead of any slot
 
 
 class SlotCache(Cache):
@@ -53,12 +55,28 @@ class SlotCache(Cache):
         super().__init__(layers=layers)
 
     @contextmanager
-    def prefilling(self, slots: torch.Tensor) -> Iterator[None]:
-        self.place.prefilled = slots
+    def prefilling(self, slots: torch.Tensor, start: int) -> Iterator[None]:
+        """What is read goes into `slots`, behind the `start` tokens that are there."""
+        self.place.prefilled, self.place.start = slots, start
         try:
             yield
         finally:
-            self.place.prefilled = None
+            self.place.prefilled, self.place.start = None, 0
+
+    @contextmanager
+    def noting(self) -> Iterator[list[tuple[torch.Tensor, torch.Tensor]]]:
+        """What is read, of one row, goes into the list: (heads, tokens, head size) of each layer."""
+        noted = self.place.noted = []
+        try:
+            yield noted
+        finally:
+            self.place.noted = None
+
+    def copy_to(self, slots: torch.Tensor, noted: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Put what was noted at the beginning of `slots`."""
+        for layer, (keys, values) in zip(self.layers, noted, strict=True):
+            layer.keys[slots, :, : keys.shape[1]] = keys
+            layer.values[slots, :, : values.shape[1]] = values
 
 
 class _SlotLayer(CacheLayerMixin):
@@ -75,17 +93,24 @@ class _SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts attend to themselves alone, so they get back what they gave; a decoding row gets its whole slot."""
+        """Prompts attend to themselves and their opening; a decoding row gets its whole slot."""
         place = self._place
-        for stored, new in ((self.keys, key_states), (self.values, value_states)):
-            if place.prefilled is None:
-                stored[place.rows, :, place.position] = new[:, :, 0]
-            else:
-                stored[place.prefilled, :, : new.shape[2]] = new
-        if place.prefilled is not None:
+        if place.noted is not None:
+            place.noted.append((key_states[0].clone(), value_states[0].clone()))
             return key_states, value_states
+        if place.prefilled is not None:
+            return (
+                self._prefill(self.keys, key_states, place.prefilled, place.start),
+                self._prefill(self.values, value_states, place.prefilled, place.start),
+            )
         slots = len(place.rows)
+        for stored, new in ((self.keys, key_states), (self.values, value_states)):
+            stored[place.rows, :, place.position] = new[:, :, 0]
         return self.keys[:slots], self.values[:slots]
+
+    def _prefill(self, stored: torch.Tensor, new: torch.Tensor, slots: torch.Tensor, start: int) -> torch.Tensor:
+        stored[slots, :, start : start + new.shape[2]] = new
+        return torch.cat([stored[slots, :, :start], new], dim=2) if start else new
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing: allocated from the start."""
@@ -109,18 +134,19 @@ def slot_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """(rows, tokens, heads, head size). Without a mask: whole prompts, causal. With one: a token of each row on its slot.
+    """(rows, tokens, heads, head size). Without a mask: whole prompts, causal.
 
-    Decoding, the query heads that share a key head are laid side by side as if they were tokens. transformers copies the
-    keys for each of them instead; for Gemma 2B that moves eight times the bytes.
+    Where each row has one token, as in decoding, the query heads that share a key head are laid side by side as if they
+    were tokens. transformers copies the keys for each of them instead; for Gemma 2B that moves eight times the bytes.
     """
     unknown = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if kwargs.get(name) is not None]
     if unknown:
         raise NotImplementedError(f"slot_attention has no {', '.join(unknown)}")
     groups = query.shape[1] // key.shape[1]
-    if attention_mask is None:
+    if attention_mask is None or query.shape[2] > 1:
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-        output = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
+        causal = attention_mask is None
+        output = scaled_dot_product_attention(query, key, value, attention_mask, is_causal=causal, scale=scaling)
         return output.transpose(1, 2).contiguous(), None
     rows, heads, _, size = query.shape
     packed = query.reshape(rows, key.shape[1], groups, size)
@@ -148,6 +174,12 @@ def visible(position: torch.Tensor, capacity: int, dtype: torch.dtype) -> torch.
     columns = torch.arange(capacity, device=position.device)
     mask = torch.zeros(len(position), capacity, dtype=dtype, device=position.device)
     return mask.masked_fill_(columns > position.unsqueeze(1), -torch.inf)[:, None, None, :]
+
+
+def causal(start: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """(1, 1, width, start + width): each token sees the `start` tokens of the opening, itself, and those in between."""
+    hidden = torch.full((width, start + width), -torch.inf, dtype=dtype, device=device)
+    return hidden.triu_(start + 1)[None, None]
 
 
 def head_size(config: PreTrainedConfig) -> int:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pydantic import Field
 from tqdm.auto import tqdm
@@ -20,11 +20,11 @@ from tqdm.auto import tqdm
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.calibration.differences import with_labels
 from cai_helpers.critique.critic import (
-    Critic,
     Draft,
     criticise,
     draft_of,
     load_critic,
+    longest_first,
     make_drafts,
     protocol_of,
     trace_basis,
@@ -38,7 +38,7 @@ from cai_helpers.machine.hardware import use_threads
 from cai_helpers.manifest import Fingerprint, plain
 from cai_helpers.measures.intervals import proportion
 from cai_helpers.models.batches import release_memory
-from cai_helpers.models.language import portion
+from cai_helpers.models.flow import Coming
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.readiness.check import interruptible
 from cai_helpers.readiness.needs import require_answer, require_ready, require_scorer
@@ -46,11 +46,13 @@ from cai_helpers.schema import Completion, Prompt, StageReport, Trace
 from cai_helpers.scoring.judge import PairScores, judge_pairs, scorer_identity
 from cai_helpers.scoring.samples import asked_about, extremes
 from cai_helpers.settings import Settings
-from cai_helpers.store import JsonlStore, read_jsonl, write_json
+from cai_helpers.store import JsonlStore, gathering, read_jsonl, write_json
 from cai_helpers.workspace import Workspace, holds_workspace
 
 # Where 60 % of them give a usable revision, a protocol that wins seven in ten of those is told from a tossed coin.
 PROMPTS = 48
+
+T = TypeVar("T")
 
 
 class BakeoffReport(StageReport):
@@ -196,7 +198,7 @@ def _make_rows(
     settings: Settings, workspace: Workspace, prompts: list[Prompt], protocols: dict[str, Protocol | Samples]
 ) -> dict[str, _Judged]:
     """The traces of every protocol; nothing is loaded when all are on disk."""
-    ordered = sorted(prompts, key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
+    ordered = longest_first(prompts)
     drafts = JsonlStore(workspace.bakeoff_drafts)
     stores = {name: JsonlStore(workspace.traces_of_protocol(name)) for name in protocols}
     wanted = {prompt.id for prompt in prompts}
@@ -208,54 +210,44 @@ def _make_rows(
             critic = load_critic(settings, first)
         require_answer(critic.drafter)
         missing = [prompt for prompt in ordered if prompt.id not in drafts.ids()]
-        _in_batches(critic, "draft", missing, drafts, lambda part: map(_draft_row, make_drafts(critic, part)))
+        _write("draft", len(missing), make_drafts(critic, missing), drafts, _row_of_draft)
         known = {row["id"]: Completion.model_validate(row["completion"]) for row in drafts.rows()}
         made = [draft_of(critic, prompt, known[prompt.id]) for prompt in ordered if prompt.id in known]
         for name, protocol in protocols.items():
             judge = critic._replace(protocol=protocol)
             done = stores[name].ids()
             open_drafts = [draft for draft in made if draft.prompt.id not in done]
-            _in_batches(judge, name, open_drafts, stores[name], partial(_trace_rows, judge))
+            _write(name, len(open_drafts), criticise(judge, open_drafts), stores[name], Trace.model_dump)
         del critic, judge
         release_memory()  # on a T4 the reward model takes the generator's place
     drafting = {row["id"]: row["seconds"] for row in drafts.rows()}
-    return {name: _judged(store, wanted, drafting) for name, store in stores.items()}
+    return {name: _judged(store, [prompt.id for prompt in ordered], drafting) for name, store in stores.items()}
 
 
-def _in_batches(
-    critic: Critic, name: str, items: list, store: JsonlStore, make: Callable[[list], Iterator[dict]]
-) -> None:
-    """Append what `make` gives for each batch, with the seconds that a row of it took."""
-    size = portion(critic.drafter, critic.settings.generate.batch_size)
-    with tqdm(total=len(items), desc=name, unit="pair", disable=not items) as bar:
+def _write(name: str, count: int, coming: Coming[T], store: JsonlStore, row: Callable[[T], dict]) -> None:
+    """Append what comes, each with its share of the seconds since others came."""
+    with tqdm(total=count, desc=name, unit="pair", disable=not count) as bar:
         try:
-            for start in range(0, len(items), size):
-                part, started = items[start : start + size], time.monotonic()
-                rows: list[dict] = []
-                try:
-                    for row in make(part):
-                        rows.append(row)
-                finally:  # an endpoint that fails for good has answered some
-                    seconds = (time.monotonic() - started) / len(part)
-                    store.append({**row, "seconds": seconds} for row in rows)
-                    bar.update(len(rows))
+            with gathering(store, bar.update) as write, closing(coming):
+                last = time.monotonic()
+                for ended in coming:
+                    now = time.monotonic()
+                    write({**row(item), "seconds": (now - last) / len(ended)} for item in ended)
+                    last = now if ended else last
         except KeyboardInterrupt:
             raise StoppedByHand(
-                f"Stopped by hand at {name}, {bar.n} of {len(items)}; the rows are on disk.",
+                f"Stopped by hand at {name}, {bar.n} of {count}; the rows are on disk.",
                 "Run `cai bakeoff` or the cell again to go on from there.",
             ) from None
 
 
-def _draft_row(draft: Draft) -> dict:
+def _row_of_draft(draft: Draft) -> dict:
     return {"id": draft.prompt.id, "completion": draft.completion.model_dump()}
 
 
-def _trace_rows(critic: Critic, drafts: list[Draft]) -> Iterator[dict]:
-    return (trace.model_dump() for trace in criticise(critic, drafts))
-
-
-def _judged(store: JsonlStore, wanted: set[str], drafting: dict[str, float]) -> _Judged:
-    rows = [row for row in store.rows() if row["id"] in wanted]
+def _judged(store: JsonlStore, wanted: list[str], drafting: dict[str, float]) -> _Judged:
+    by_id = {row["id"]: row for row in store.rows()}
+    rows = [by_id[name] for name in wanted if name in by_id]
     if not rows:
         raise CaiError("The endpoint answered no request of the bake-off.", "Check the settings under endpoint.")
     seconds = sum(row.pop("seconds") + drafting[row["id"]] for row in rows)

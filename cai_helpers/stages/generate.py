@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -12,20 +13,20 @@ from pydantic import Field
 from tqdm.auto import tqdm
 
 from cai_helpers.calibration.differences import read_choice
-from cai_helpers.critique.critic import Critic, load_critic, make_traces, trace_basis
+from cai_helpers.critique.critic import Critic, load_critic, longest_first, make_traces, trace_basis
 from cai_helpers.critique.protocol_choice import Choice, require_protocol
 from cai_helpers.critique.samples import is_samples
 from cai_helpers.errors import StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import use_threads
-from cai_helpers.machine.processes import Processes, this_process
+from cai_helpers.machine.processes import Processes, is_main_process, this_process
 from cai_helpers.manifest import Fingerprint
-from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import PromptSummary, write_prompts
 from cai_helpers.readiness.check import interruptible
 from cai_helpers.readiness.needs import require_answer, require_ready, require_scorer
 from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
 from cai_helpers.settings import Settings
-from cai_helpers.store import JsonlStore, read_json, read_jsonl
+from cai_helpers.shares import take_in
+from cai_helpers.store import JsonlStore, gathering, put_in_order, read_json, read_jsonl
 from cai_helpers.workspace import Workspace, holds_workspace
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from cai_helpers.models.language import LanguageModel
 
 _SUMMARY_DAMAGED = "Run `cai generate --fresh`, which moves the rows to archive/ and starts over."
-
-_SECONDS_A_WRITE = 1.0  # traces that come within it share a write, which on a Drive takes its time
 
 
 class GenerateReport(StageReport):
@@ -102,7 +101,7 @@ class GenerateReport(StageReport):
 def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False) -> GenerateReport:
     """Write one Trace for each training prompt to pairs/traces.jsonl, and the prompts beside it.
 
-    Under `accelerate launch` the prompts are shared out by id; the rows are the same as from one process.
+    Under `accelerate launch` the prompts are shared out; the rows are the same as from one process.
     fresh: move what earlier calls made to archive/ and start over.
 
     Raises:
@@ -136,6 +135,7 @@ def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False
     processes.wait()
     report = _report(workspace, protocol, time.monotonic() - started, made)
     if processes.is_main and not report.failed:
+        put_in_order(workspace.traces, [prompt.id for prompt in longest_first(_prompts(workspace))])
         workspace.seal("generate", complete, [workspace.traces, workspace.prompts, workspace.eval_prompts], report)
     return report
 
@@ -174,6 +174,10 @@ def _made_by_generating(workspace: Workspace) -> list[Path]:
     return [path for path in workspace.pairs_dir.glob("*") if path not in kept]
 
 
+def _prompts(workspace: Workspace) -> list[Prompt]:
+    return [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]
+
+
 class _Made(NamedTuple):
     """What this process did in this call."""
 
@@ -184,9 +188,10 @@ class _Made(NamedTuple):
 
 def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, processes: Processes) -> _Made:
     """Make this process's share of the rows that are not there yet."""
-    prompts = [Prompt.model_validate(row) for row in read_jsonl(workspace.prompts)]
+    prompts = _prompts(workspace)
     done = {row["id"] for row in read_jsonl(workspace.traces)} if workspace.traces.exists() else set()
-    pending = [prompt for prompt in prompts if prompt.id not in done and processes.owns(prompt.id)]
+    missing = [prompt for prompt in prompts if prompt.id not in done]
+    pending = processes.share(missing, lambda prompt: len(prompt.text))
     if present := sum(prompt.id in done for prompt in prompts):
         workspace.say("generate", f"{present} of {len(prompts)} pairs are there already")
     if not pending:
@@ -197,75 +202,49 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
         critic = load_critic(settings, protocol)
     require_answer(critic.drafter)
     store = JsonlStore(workspace.traces if processes.count == 1 else workspace.share_of_traces(processes.index))
-    pending.sort(key=lambda prompt: -len(prompt.text))  # equal lengths share a batch
+    pending = longest_first(pending)
     first = pending[:1] if not done and processes.is_main else []
-    for trace in _write(make_traces(critic, first), store):
-        workspace.say("generate", f"before the long run, one pair as it comes:\n{readable(trace)}")
-    rows = len(first) + _generate(critic, pending[len(first) :], store)
+    rows = 0
+    with _stoppable(len(pending)) as bar:
+        for trace in _generate(critic, first, store, bar):
+            workspace.say("generate", f"before the long run, one pair as it comes:\n{trace.readable()}")
+            rows += 1
+        rows += sum(1 for _ in _generate(critic, pending[len(first) :], store, bar))
     # what Critic knows as generators, which the scripted twins of tests are as well
-    talk = cast("LanguageModel", critic.drafter).notes()
-    usage = [] if critic.critic is critic.drafter else cast("EndpointGenerator", critic.critic).usage.lines()
+    models = {id(model): model for model in (critic.drafter, critic.critic)}.values()
+    talk = [line for model in models if hasattr(model, "notes") for line in cast("LanguageModel", model).notes()]
+    usage = [
+        line for model in models if hasattr(model, "usage") for line in cast("EndpointGenerator", model).usage.lines()
+    ]
     return _Made(rows, talk, usage)
 
 
-def readable(trace: Trace) -> str:
-    """All that was said about one prompt, for a person."""
-    if trace.drafts:
-        said = {f"SAMPLE {number}": draft.text for number, draft in enumerate(trace.drafts, start=1)}
-    else:
-        said = {
-            "DRAFT": trace.draft,
-            "PRINCIPLES": ", ".join(trace.principle_ids),
-            "CRITIC": "\n".join(trace.critic_outputs),
-        }
-    parts = {"PROMPT": trace.prompt.text, **said, "OUTCOME": f"{trace.outcome}: {trace.reason}"}
-    return "\n".join(f"  {name.ljust(10)} " + text.replace("\n", "\n" + " " * 13) for name, text in parts.items())
-
-
-def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore) -> int:
-    """Write the traces batch by batch; how many."""
-    size = portion(critic.drafter, critic.settings.generate.batch_size)
+def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore, bar: tqdm) -> Iterator[Trace]:
+    """Write the traces as they come, and hand them on."""
     outcomes: Counter[str] = Counter()
     tokens, started = 0, time.monotonic()
-    with tqdm(total=len(pending), desc="generate", unit="pair") as bar:
+    with gathering(store, bar.update) as write, closing(make_traces(critic, pending)) as coming:
+        for traces in coming:
+            write(trace.model_dump() for trace in traces)
+            outcomes.update(trace.outcome for trace in traces)
+            tokens += sum(trace.tokens for trace in traces)
+            bar.set_postfix({"tokens/s": round(tokens / (time.monotonic() - started)), **outcomes}, refresh=False)
+            yield from traces
+
+
+@contextmanager
+def _stoppable(pairs: int) -> Iterator[tqdm]:
+    """A bar of the pairs that are to be made; what ends the run early is said with their number."""
+    with tqdm(total=pairs, desc="generate", unit="pair", disable=not is_main_process()) as bar:
         try:
-            for start in range(0, len(pending), size):
-                traces = _write(make_traces(critic, pending[start : start + size]), store, bar)
-                outcomes.update(trace.outcome for trace in traces)
-                tokens += sum(trace.tokens for trace in traces)
-                bar.set_postfix({"tokens/s": round(tokens / (time.monotonic() - started)), **outcomes}, refresh=False)
+            yield bar
         except WorkspaceVanished as error:
-            raise error.saying(f"{bar.n} of {len(pending)} pairs of this call were saved in it.") from error
+            raise error.saying(f"{bar.n} of {pairs} pairs of this call were saved in it.") from error
         except KeyboardInterrupt:
             raise StoppedByHand(
-                f"Stopped by hand: {bar.n} of {len(pending)} pairs of this call are on disk.",
+                f"Stopped by hand: {bar.n} of {pairs} pairs of this call are on disk.",
                 "Run `cai generate` or the cell again to go on from there.",
             ) from None
-    return sum(outcomes.values())
-
-
-def _write(traces: Iterable[Trace], store: JsonlStore, bar: tqdm | None = None) -> list[Trace]:
-    """Write traces as they come, those of a second together; what came before a failure is kept too."""
-    written: list[Trace] = []
-    unwritten: list[Trace] = []
-
-    def write() -> None:
-        rows, unwritten[:] = list(unwritten), []  # taken out first: what fails is not tried twice
-        store.append(trace.model_dump() for trace in rows)
-        written.extend(rows)
-        if bar is not None:
-            bar.update(len(rows))
-
-    last = time.monotonic()
-    try:
-        for trace in traces:
-            unwritten.append(trace)
-            if time.monotonic() - last >= _SECONDS_A_WRITE:
-                write()
-                last = time.monotonic()
-    finally:
-        write()
-    return written
 
 
 def _merge_shares(workspace: Workspace) -> None:
@@ -273,10 +252,7 @@ def _merge_shares(workspace: Workspace) -> None:
     store = JsonlStore(workspace.traces)
     if store.repaired_bytes:
         workspace.say("generate", "the last row was cut off when the run was killed; it is made again")
-    known = store.ids()
-    for path in workspace.shares_of_traces():
-        store.append(row for row in JsonlStore(path).rows() if row["id"] not in known)
-        path.unlink()
+    take_in(store)
 
 
 def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) -> GenerateReport:
