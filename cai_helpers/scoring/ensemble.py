@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import Messages
-from cai_helpers.scoring.reward_model import RewardModel, TextScorer, load_reward_model, norming_texts, source_identity
+from cai_helpers.scoring.reward_model import RewardModel, TextScorer, load_reward_model, source_identity
+from cai_helpers.scoring.sanity import norming_texts
 from cai_helpers.settings import Models
 
 _ENSEMBLE = "mean of z-scores: "  # before the identities of its members

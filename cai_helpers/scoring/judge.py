@@ -10,12 +10,14 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from cai_helpers.errors import StoppedByHand
+from cai_helpers.machine.processes import Processes, is_main_process, this_process
 from cai_helpers.schema import Messages
 from cai_helpers.scoring import ensemble, feedback
 from cai_helpers.scoring.questions import Question, Scorer
 from cai_helpers.scoring.reward_model import TextScorer
 from cai_helpers.sections import RewardSource
 from cai_helpers.settings import Settings
+from cai_helpers.shares import own_share, take_in
 from cai_helpers.store import JsonlStore
 
 _ROWS_A_WRITE = 256  # questions answered between two writes; what a kill loses at most
@@ -63,7 +65,8 @@ def judge_pairs(settings: Settings, pairs: list[ResponsePair], store: JsonlStore
     """Score both sides of each pair, in the order of `pairs`; nothing is loaded when all answers are in `store`.
 
     Two equal texts get the same score. store: rows {"id", "scores"}, appended as answers come in, so that a killed call
-    resumes and an unchanged question is never asked twice.
+    resumes and an unchanged question is never asked twice. Under `accelerate launch` the questions are shared out, and each
+    process has all the answers; the store must be there for that.
 
     Raises:
         CaiError: the scorer cannot be loaded, is read the wrong way, or gives a score that is not finite.
@@ -71,15 +74,36 @@ def judge_pairs(settings: Settings, pairs: list[ResponsePair], store: JsonlStore
     name = scorer_identity(settings)
     asked = [questions_of(pair, settings) for pair in pairs]
     questions = {question_key(name, question): question for both in asked for question in both}
+    if store is not None:
+        take_in(store)
+    processes = this_process() if store is not None else Processes(0, 1)
+    processes.wait()
     known = {} if store is None else _known(store, questions)
     missing = {key: question for key, question in questions.items() if key not in known}
     notes: list[tuple[str, str]] = []
     if missing:
-        scorer = load_scorer(settings)
-        known |= _ask(scorer, missing, store)
-        notes = scorer.notes()
+        answers, notes = _ask_together(settings, missing, store, processes)
+        known |= answers
     scores = [_pair_scores([known[question_key(name, question)] for question in both]) for both in asked]
     return Judged(scores, len(missing), notes)
+
+
+def _ask_together(
+    settings: Settings, missing: dict[str, Question], store: JsonlStore | None, processes: Processes
+) -> tuple[dict[str, tuple[float, ...]], list[tuple[str, str]]]:
+    """The answers to all questions, and the notes of the scorer of this process."""
+    if store is None or processes.count == 1:
+        scorer = load_scorer(settings)
+        return _ask(scorer, missing, store), scorer.notes()
+    notes: list[tuple[str, str]] = []
+    with own_share(store, processes) as share:
+        own = processes.share(missing, lambda key: sum(map(len, missing[key].responses)))
+        if own:
+            scorer = load_scorer(settings)
+            _ask(scorer, {key: missing[key] for key in own}, share)
+            notes = scorer.notes()
+    notes.append(("shared", f"by {processes.count} processes; the notes above are of the {len(own)} texts of one"))
+    return _known(store, missing), notes
 
 
 def load_scorer(settings: Settings) -> Scorer:
@@ -128,7 +152,7 @@ def _ask(scorer: Scorer, missing: dict[str, Question], store: JsonlStore | None)
     keys = list(missing)
     found: dict[str, tuple[float, ...]] = {}
     unwritten: list[dict] = []
-    with tqdm(total=len(keys), desc="score", unit="text") as bar:
+    with tqdm(total=len(keys), desc="score", unit="text", disable=not is_main_process()) as bar:
         try:
             for index, scores in scorer.iterate(list(missing.values())):
                 found[keys[index]] = scores

@@ -5,43 +5,24 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import this_machine
-from cai_helpers.models.batches import in_batches
+from cai_helpers.models.batches import in_token_batches
 from cai_helpers.models.chat_format import ChatFormat
 from cai_helpers.models.hub import from_hub, identity, locate
 from cai_helpers.models.language import load_tokenizer, load_weights
 from cai_helpers.schema import Messages, transcript
+from cai_helpers.scoring.sanity import check_sanity, check_spread, norming_texts
 from cai_helpers.sections import RewardSource
-from cai_helpers.store import read_jsonl
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-# What the reward model must rank right before it labels anything: refusing a harmful request over helping with it
-# is left out on purpose, that is for calibration on gold pairs; an answer over unrelated words is not a matter of taste.
-SANITY_PAIRS: list[tuple[str, str, str]] = [
-    (
-        "How do I make tea?",
-        "Boil water, pour it over the tea leaves and let it stand for four minutes before you drink it.",
-        "the the of of and and the a a of in in the the and",
-    ),
-    (
-        "How can I fix a flat bike tyre?",
-        "Take the wheel off, find the hole in the tube, put a patch on it, and pump the tyre up again.",
-        "the a a in in of of to and and the the a of to in",
-    ),
-]
-
-
 # fp16 is taken where its scores are this near to those of fp32, on so many texts, on the very machine.
 _FP16_TOLERANCE, _FP16_TEXTS = 0.05, 8
 _FP32_TOLERANCE = 0.001  # of one score in fp32, alone and in a batch; measured differences are below 1e-6
-_LEAST_SPREAD = 0.01  # of a labelled classifier's scores over the norming texts
 
 
 class TextScorer(Protocol):
@@ -147,17 +128,16 @@ class RewardModel:
             )
 
     def iterate(self, pairs: list[tuple[Messages, str]]) -> Iterator[tuple[int, float]]:
-        """Longest first, in batches that are halved on out-of-memory.
+        """Longest first, in batches of as many tokens as `batch_size` of the longest inputs have; halved on out-of-memory.
 
         Raises:
             CaiError: a score is not finite, or an answer alone exceeds the model's length.
         """
         encoded = [self._encode(messages, response) for messages, response in pairs]
         self.scored += len(pairs)
-        order = sorted(range(len(pairs)), key=lambda index: -len(encoded[index].ids))
-        for indices, scores in in_batches(
-            order, self._batch_size, lambda rows: self._score([encoded[i] for i in rows])
-        ):
+        sizes = [len(row.ids) for row in encoded]
+        tokens = self._batch_size * self._source.max_length
+        for indices, scores in in_token_batches(sizes, tokens, lambda rows: self._score([encoded[i] for i in rows])):
             for index, score in zip(indices, scores, strict=True):
                 if not math.isfinite(score):
                     raise CaiError(
@@ -248,42 +228,6 @@ def load_reward_model(source: RewardSource, batch_size: int) -> RewardModel:
     else:
         check_sanity(scorer)
     return scorer
-
-
-def check_sanity(scorer: TextScorer) -> None:
-    """Stop when the scorer does not rank an answer above unrelated words: it is loaded or called the wrong way."""
-    for question, better, worse in SANITY_PAIRS:
-        chat: Messages = [{"role": "user", "content": question}]
-        high, low = scorer([(chat, better), (chat, worse)])
-        if not high > low:
-            raise CaiError(
-                f"The reward model {scorer.identity} gives {low:.2f} to word salad and {high:.2f} to an answer of {question!r}.",
-                'It is broken or read the wrong way: check models.reward and models.reward.input ("pair" or "chat").',
-            )
-
-
-def check_spread(scorer: TextScorer) -> None:
-    """Stop when a labelled classifier scores everything alike.
-
-    A safety classifier need not prefer an answer to word salad, which harms nobody, so no more can be asked beforehand:
-    whether its labels rank responses rightly is for `cai calibrate` to say.
-    """
-    scores = scorer(norming_texts())
-    if max(scores) - min(scores) < _LEAST_SPREAD:
-        raise CaiError(
-            f"The classifier {scorer.identity} gives nearly the same score to {len(scores)} very different texts.",
-            "It is broken or read the wrong way: check models.reward.labels and models.reward.input.",
-        )
-
-
-def norming_texts() -> list[tuple[Messages, str]]:
-    """Varied questions with better and worse answers (assets/norming.jsonl)."""
-    path = resources.files("cai_helpers") / "assets" / "norming.jsonl"
-    return [
-        ([{"role": "user", "content": row["question"]}], response)
-        for row in read_jsonl(Path(str(path)))
-        for response in row["responses"]
-    ]
 
 
 def _label_weights(config: PretrainedConfig, source: RewardSource) -> list[float] | None:

@@ -26,6 +26,8 @@ from cai_helpers.training.checks import (
     check_stored_reference,
     check_trained_parameters,
 )
+from cai_helpers.training.cut_batches import CutBatches
+from cai_helpers.training.memory_plan import plan_room
 from cai_helpers.training.outcome.dpo import DpoReport, report_of
 from cai_helpers.training.outcome.drift import token_kl
 from cai_helpers.training.outcome.sft import SftReport
@@ -74,7 +76,8 @@ def train_by_dpo(
     trained = carry_out(job, by_dpo(job, data, reference, tuned))
     trainer = trained.trainer
     held_out = as_measured(data.held_out.rows, trainer.eval_dataset, trainer.measure_each(trainer.eval_dataset))
-    write_jsonl(job.workspace.held_out, (pair.model_dump() for pair in held_out))
+    if trainer.processes.is_main:
+        write_jsonl(job.workspace.held_out, (pair.model_dump() for pair in held_out))
     return report_of(trained.course, job.settings, trained.rows, data, held_out, sft, token_kl(trainer))
 
 
@@ -93,8 +96,8 @@ def by_dpo(job: Job, data: Preferences, reference: ReferenceStore, tuned: Path |
     )
 
 
-class PolicyTrainer(PolicyTraining, StoredReference, DPOTrainer):
-    """TRL's trainer, which resumes the policy it saved, stops at NaN, and computes the reference once."""
+class PolicyTrainer(PolicyTraining, CutBatches, StoredReference, DPOTrainer):
+    """TRL's trainer, which resumes the policy it saved, stops at NaN, computes the reference once, and a prompt once."""
 
     reference_columns = ("ref_chosen_logps", "ref_rejected_logps")
 
@@ -115,7 +118,8 @@ class PolicyTrainer(PolicyTraining, StoredReference, DPOTrainer):
             batch = self._prepare_inputs(self.data_collator([row]))
             with torch.no_grad(), self.accelerator.autocast():
                 self.compute_loss(self.model, batch)
-            rewards.append(tuple(self._metrics["eval"][f"rewards/{side}"][-1] for side in ("chosen", "rejected")))
+            chosen, rejected = (self._metrics["eval"][f"rewards/{side}"][-1] for side in ("chosen", "rejected"))
+            rewards.append((chosen, rejected))
             self._metrics["eval"].clear()
         return rewards
 
@@ -142,6 +146,7 @@ def build_trainer(
     return PolicyTrainer(
         reference=reference,
         start=start,
+        room=plan_room(settings, dtype, machine),
         args=training_arguments(settings, folder, dtype, machine, continued=start.adapter is not None),
         train_dataset=as_dataset(train),
         eval_dataset=as_dataset(held_out),
@@ -153,7 +158,7 @@ def build_trainer(
 def training_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Machine, continued: bool) -> DPOConfig:
     train = settings.train
     arguments = DPOConfig(
-        **shared_arguments(settings, folder, dtype, machine),
+        **(shared_arguments(settings, folder, dtype, machine) | {"gradient_checkpointing": False}),  # see CutBatches
         num_train_epochs=train.epochs,
         learning_rate=train.learning_rate,
         beta=train.beta,

@@ -23,6 +23,7 @@ from cai_helpers.training.checks import (
     check_stored_reference,
     check_trained_parameters,
 )
+from cai_helpers.training.memory_plan import settle_checkpointing
 from cai_helpers.training.outcome.course import kept_row
 from cai_helpers.training.outcome.kto import KtoReport
 from cai_helpers.training.policy.losses import kto_start_value
@@ -83,9 +84,11 @@ def train_by_kto(job: Job, data: Preferences, reference: ReferenceStore) -> KtoR
 
 def by_kto(job: Job, rows: Unpaired, reference: ReferenceStore) -> Method[UnpairedTrainer]:
     settings, tokenizer = job.settings, load_tokenizer(job.settings.models.base)
+    longest = max(sum(map(len, encode_answer(row, tokenizer))) for row in (*rows.train, *rows.held_out))
+    settings = settle_checkpointing(settings, job.dtype, job.machine, longest)
     return Method(
         header=f"{len(rows.train)} answers to train on, {len(rows.held_out)} held out, {job.dtype} on {job.machine.name}",
-        longest=max(sum(map(len, encode_answer(row, tokenizer))) for row in (*rows.train, *rows.held_out)),
+        longest=longest,
         sides=1,
         build=lambda: build_kto(
             settings, job.files.checkpoints, rows, balance(rows.train), tokenizer, job.dtype, job.machine, reference

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Dtype, Machine, usable_memory
 from cai_helpers.models.hub import from_hub, locate
+from cai_helpers.models.shapes import config_of
 from cai_helpers.schema import Record
 from cai_helpers.settings import Settings, Train
+from cai_helpers.training.arithmetic import arithmetic_of
 
 # Values a token that a layer keeps for its backward pass: _KEPT_HIDDEN times the hidden size and _KEPT_MLP times the MLP's;
 # the LoRA on each linear layer keeps copies of its own. While one layer is worked on, _WORKING times the MLP's come on
 # top. Fitted to the peaks of three shapes on a GPU: benchmarks/memory_plan.py, and benchmarks/RESULTS.md has both sides.
 _KEPT_HIDDEN, _KEPT_MLP, _WORKING = 16, 4, 3
+_KEPT_BY_SIDES = (
+    5  # times the hidden size more where pairs share their prompt: queries, keys and values, laid out by side
+)
 _TILE_TOKENS, _TILE_COLUMNS = 4096, 8192  # of the logits that TRL's chunked head holds at once
 _CLEARLY_TOO_MUCH, _TIGHT = 1.1, 0.9  # times the memory there is; the estimate is no better than that
 
@@ -27,6 +33,8 @@ class MemoryPlan(Record):
     head: int
     limit: int  # what this process may use
     device: str
+    tokens: int = 0  # of all sequences that are computed at once
+    checkpointing: bool = False  # whether they are computed twice, because they would not fit otherwise
 
     @property
     def total(self) -> int:
@@ -43,45 +51,135 @@ class MemoryPlan(Record):
     def line(self) -> str:
         parts = {"weights": self.weights, "LoRA": self.adapters, "activations": self.activations, "head": self.head}
         sums = " + ".join(f"{name} {size / GIB:.1f}" for name, size in parts.items())
+        how = f"; at most {self.tokens:,} tokens at once, {'with' if self.checkpointing else 'without'} checkpointing"
         tight = "; TIGHT: it may run out" if self.tight else ""
-        return f"about {self.total / GIB:.1f} of {self.limit / GIB:.1f} GiB on {self.device} ({sums}){tight}"
+        return f"about {self.total / GIB:.1f} of {self.limit / GIB:.1f} GiB on {self.device} ({sums}){how}{tight}"
 
 
-def plan_memory(settings: Settings, dtype: Dtype, machine: Machine, longest: int, sides: int) -> MemoryPlan:
+class Room(NamedTuple):
+    """How many tokens fit at once, of all sequences together and with their padding."""
+
+    tokens: int  # kept for the backward pass; 0: train.gradient_checkpointing is true
+    thrifty: int  # with gradient checkpointing; 0: it is false
+
+
+class Part(NamedTuple):
+    """Rows of a batch that are computed at once."""
+
+    rows: list[int]
+    width: int  # tokens of the largest
+    checkpointed: bool
+
+    @property
+    def tokens(self) -> int:
+        return len(self.rows) * self.width
+
+
+def parts_of(sizes: Sequence[int], room: Room, whole: bool = False) -> list[Part]:
+    """A batch cut into as few parts as fit, the largest rows first; the rows that do not fit alone are checkpointed.
+
+    sizes: tokens of each row, all its sequences together. whole: the rows must stay together, so all are checkpointed
+    where they do not fit. What does not fit even so stands in a part of its own.
+    """
+    parts: list[Part] = []
+    if whole:
+        width = max(sizes)
+        return [Part([*range(len(sizes))], width, bool(room.thrifty) and len(sizes) * width > room.tokens)]
+    for row in sorted(range(len(sizes)), key=lambda row: (-sizes[row], row)):
+        checkpointed = bool(room.thrifty) and sizes[row] > room.tokens
+        fits = room.thrifty if checkpointed else room.tokens
+        last = parts[-1] if parts else None
+        if last and last.checkpointed == checkpointed and (len(last.rows) + 1) * last.width <= fits:
+            last.rows.append(row)
+        else:
+            parts.append(Part([row], sizes[row], checkpointed))
+    return parts
+
+
+class _Costs(NamedTuple):
+    """Bytes of a training step: what is there always, and what each token adds."""
+
+    weights: int
+    adapters: int
+    kept: int  # a token's activations that wait for the backward pass
+    thrifty: int  # the same under gradient checkpointing
+    working: int  # a token's, in the layer at work
+    tile: int  # of logits, for each token up to _TILE_TOKENS
+    hidden: int  # a token's hidden state at the head, and its gradient
+
+    def plan(self, tokens: int, checkpointing: bool, limit: int, device: str) -> MemoryPlan:
+        return MemoryPlan(
+            weights=self.weights,
+            adapters=self.adapters,
+            activations=tokens * ((self.thrifty if checkpointing else self.kept) + self.working),
+            head=min(tokens, _TILE_TOKENS) * self.tile + tokens * self.hidden,
+            limit=limit,
+            device=device,
+            tokens=tokens,
+            checkpointing=checkpointing,
+        )
+
+    def room(self, limit: int, checkpointing: bool | None) -> Room:
+        free = max(0, int(_TIGHT * limit) - self.weights - self.adapters - _TILE_TOKENS * self.tile)
+        kept, thrifty = (free // (each + self.working + self.hidden) for each in (self.kept, self.thrifty))
+        return Room(0 if checkpointing else kept, 0 if checkpointing is False else max(1, thrifty))
+
+
+def plan_room(settings: Settings, dtype: Dtype, machine: Machine) -> Room:
+    """What fits at once, by the estimate of `plan_memory`, with a tenth of the memory left free.
+
+    On a GPU the memory is rounded down to half a GiB: how a batch is cut must not depend on what else holds a few MB of it.
+    """
+    limit = usable_memory(machine)
+    if machine.device != "cpu":
+        limit = limit // (GIB // 2) * (GIB // 2)
+    return _costs(settings, dtype).room(limit, settings.train.gradient_checkpointing)
+
+
+def plan_memory(
+    settings: Settings, dtype: Dtype, machine: Machine, longest: int, sides: int, whole: bool = False
+) -> MemoryPlan:
     """The peak of a training step with `settings.train.batch_size` rows of `sides` sequences of `longest` tokens.
 
-    sides: 2 of a pair, both in one batch; 1 of an answer, for KTO and supervised fine-tuning. What KTO computes for its
-    KL keeps nothing for a backward pass, and is over before the step's own activations are there.
+    sides: 2 of a pair, both in one batch, which is cut into parts that fit (`parts_of`) unless it must stay `whole`; 1 of an
+    answer, for KTO and supervised fine-tuning, whose batches are never cut. What KTO computes for its KL keeps nothing for
+    a backward pass, and is over before the step's own activations are there. Pairs that share their prompt take less.
 
     weights       every parameter in the precision of the base
     adapters      LoRA on every linear layer: weight, gradient and Adam's two moments in fp32, and the frozen copy that
                   is the reference of a Stage-2 adapter
-    activations   tokens · (16 · hidden + 4 · MLP) values for each layer; with gradient checkpointing for one layer, and the
-                  inputs of all (Chen et al. 2016, arXiv 1604.06174); and tokens · 3 · MLP for the layer at work
+    activations   tokens · (16 · hidden + 4 · MLP) values for each layer, 21 · hidden where pairs share their prompt; with
+                  gradient checkpointing for one layer, and the inputs of all (Chen et al. 2016, arXiv 1604.06174); and
+                  tokens · 3 · MLP for the layer at work
     head          TRL's chunked head: one tile of 4096 tokens by 8192 logits, and the hidden states with their gradient
                   in fp32; the full logits, tokens by vocabulary, are never there
-    tokens        sides · batch · longest
+    tokens        sides · longest · rows of the largest part
 
     On a GPU the CUDA context (some 0.4 GiB) and what the allocator cannot fill come on top.
     """
-    config, parameters, lora = _shape(settings)
-    size = 4 if dtype == "fp32" else 2
-    tokens = sides * settings.train.batch_size * longest
-    layers, hidden = config.num_hidden_layers, config.hidden_size
-    mlp = config.intermediate_size
-    kept = tokens * (_KEPT_HIDDEN * hidden + _KEPT_MLP * mlp) * size
-    if settings.train.gradient_checkpointing:
-        kept += layers * tokens * hidden * size
-    else:
-        kept *= layers
-    return MemoryPlan(
-        weights=parameters * size,
-        adapters=lora * (20 if settings.models.adapter else 16),
-        activations=kept + tokens * _WORKING * mlp * size,
-        head=min(tokens, _TILE_TOKENS) * _TILE_COLUMNS * size + 2 * tokens * hidden * 4,
-        limit=usable_memory(machine),
-        device=machine.name,
-    )
+    train, limit = settings.train, usable_memory(machine)
+    costs = _costs(settings, dtype)
+    room = costs.room(limit, train.gradient_checkpointing)
+    parts = parts_of([sides * longest] * train.batch_size, room, whole or sides == 1)
+    largest = max(parts, key=lambda part: part.tokens)
+    return costs.plan(largest.tokens, largest.checkpointed, limit, machine.name)
+
+
+def plan_of_sizes(settings: Settings, dtype: Dtype, machine: Machine, sizes: Sequence[int], batch: int) -> MemoryPlan:
+    """The peak of DPO on pairs of these tokens, those of like length together, cut to what fits at once."""
+    costs, room = _costs(settings, dtype), plan_room(settings, dtype, machine)
+    order = sorted(sizes, reverse=True)
+    parts = [part for start in range(0, len(order), batch) for part in parts_of(order[start : start + batch], room)]
+    limit = usable_memory(machine)
+    plans = [costs.plan(part.tokens, part.checkpointed, limit, machine.name) for part in parts]
+    return max(plans, key=lambda plan: plan.total)
+
+
+def settle_checkpointing(settings: Settings, dtype: Dtype, machine: Machine, longest: int) -> Settings:
+    """For a method whose batches are never cut: train.gradient_checkpointing true or false, by the longest sequence."""
+    plan = plan_memory(settings, dtype, machine, longest, sides=1)
+    train = settings.train.model_copy(update={"gradient_checkpointing": plan.checkpointing})
+    return settings.model_copy(update={"train": train})
 
 
 def require_memory(plan: MemoryPlan, settings: Settings) -> MemoryPlan:
@@ -94,9 +192,11 @@ def require_memory(plan: MemoryPlan, settings: Settings) -> MemoryPlan:
         return plan
     train = settings.train
     smaller = []
-    if not train.gradient_checkpointing:
-        smaller.append("train.gradient_checkpointing=true")
-    smaller += [*filter(None, [smaller_batch(train)]), "a smaller train.max_length", "a larger card"]
+    if not plan.checkpointing:
+        smaller.append("train.gradient_checkpointing=null")
+    if train.method != "dpo":  # whose batches are cut to what fits
+        smaller += filter(None, [smaller_batch(train)])
+    smaller += ["a smaller train.max_length", "a larger card"]
     raise CaiError(
         f"Training does not fit: it takes {plan.line().replace('; TIGHT: it may run out', '')}.",
         f"Nothing was trained. Set {', or '.join(smaller)}; restart the runtime if something else holds memory.",
@@ -111,23 +211,42 @@ def smaller_batch(train: Train) -> str:
     return f"train.batch_size={half} with train.accumulation={train.accumulation * 2}"
 
 
+def _costs(settings: Settings, dtype: Dtype) -> _Costs:
+    config, parameters, lora = _shape(settings)
+    size = 4 if dtype == "fp32" else 2
+    layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    by_sides = _KEPT_BY_SIDES if "dpo" in settings.train.method else 0
+    one_layer = ((_KEPT_HIDDEN + by_sides) * hidden + _KEPT_MLP * mlp) * size
+    return _Costs(
+        weights=parameters * size,
+        adapters=lora * (20 if settings.models.adapter else 16),
+        kept=layers * one_layer,
+        thrifty=one_layer + layers * hidden * size,
+        working=_WORKING * mlp * size,
+        tile=_TILE_COLUMNS * size,
+        hidden=2 * hidden * 4,
+    )
+
+
 def _shape(settings: Settings) -> tuple[Any, int, int]:
-    """(configuration, parameters of the base, parameters of a LoRA on all its linear layers); no weight is loaded."""
+    """(configuration, parameters of the base, parameters of a LoRA on all its linear layers)."""
+    model = empty_model(settings.models.base)
+    parameters = sum(weights.numel() for weights in model.parameters())
+    return model.config.get_text_config(), parameters, arithmetic_of(model, lora_rank(settings)).lora
+
+
+def empty_model(name: str) -> Any:
+    """The model of this name on torch's meta device: no weight is loaded."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    name = settings.models.base
-    config = from_hub(lambda: AutoConfig.from_pretrained(locate(name), trust_remote_code=False), name)
+    config = config_of(name).config
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    head = model.get_output_embeddings()
-    linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear) and part is not head]
-    rank = _rank(settings)
-    lora = sum(rank * (part.in_features + part.out_features) for part in linear)
-    return config.get_text_config(), sum(weights.numel() for weights in model.parameters()), lora
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
-def _rank(settings: Settings) -> int:
+def lora_rank(settings: Settings) -> int:
+    """Of the adapter that is trained."""
     from peft import PeftConfig
 
     name = settings.models.adapter

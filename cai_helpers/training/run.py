@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from cai_helpers.errors import CaiError, StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import Dtype, Machine
+from cai_helpers.machine.processes import this_process
 from cai_helpers.settings import Settings
 from cai_helpers.training.memory_plan import plan_memory, require_memory
 from cai_helpers.training.outcome.course import Course, course_of
@@ -82,8 +83,10 @@ def carry_out(job: Job, method: Method[Trainer]) -> Trained[Trainer]:
 
     job.say(method.header)
     memory = method.require_memory(job)
-    if job.copies is not None:
+    processes = this_process()
+    if job.copies is not None and processes.is_main:
         job.copies.fetch_where_needed(job.files)  # before the reference is asked for: a copy has that too
+    processes.wait()
     trainer = method.build()
     checks = [*method.check(trainer), memory]
     for what, result in checks:
@@ -91,12 +94,14 @@ def carry_out(job: Job, method: Method[Trainer]) -> Trained[Trainer]:
     history = job.keep(method.history)
     trainer.add_callback(history)
     folder = job.files.checkpoints
-    start = checkpoints.newest_good(folder, job.say)
+    start = processes.told(lambda: checkpoints.newest_good(folder, job.say))
     _run(trainer, history, start, folder, job.say)
-    best_step = _best_good(history, folder, job.say)
+    best_step = processes.told(lambda: _best_good(history, folder, job.say))
     restore_policy(trainer.model, checkpoints.at_step(folder, best_step))
     merged = trainer.start.merged if job.alone else None
-    save_policy(trainer.model, job.adapter, job.settings.models.base, merged and merged.factors)
+    if processes.is_main:
+        save_policy(trainer.model, job.adapter, job.settings.models.base, merged and merged.factors)
+    processes.wait()
     job.say(f"the policy of step {best_step} is in {job.adapter}; read back, it equals what was trained")
     resumed_from = None if start is None else checkpoints.step_of(start)
     copied = None if job.copies is None else job.copies.line()

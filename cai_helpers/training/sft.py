@@ -17,6 +17,7 @@ from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Models, Settings
 from cai_helpers.training.checks import Check, check_trained_parameters, merged_in
+from cai_helpers.training.memory_plan import settle_checkpointing
 from cai_helpers.training.outcome.course import kept_row
 from cai_helpers.training.outcome.sft import SftReport
 from cai_helpers.training.policy.lora import POLICY, require_equal
@@ -61,9 +62,11 @@ def by_supervision(job: Job, data: Preferences) -> Method[SupervisedTrainer]:
             "Set train.method=dpo, which also learns from drafts that won, or generate more pairs.",
         )
     encoded = (encode(row, tokenizer) for row in (*train, *held_out))
+    longest = max(len(pair.prompt) + len(pair.chosen) for pair in encoded)
+    settings = settle_checkpointing(settings, job.dtype, job.machine, longest)
     return Method(
         header=f"{len(train)} winning revisions, {len(held_out)} held out, {job.dtype} on {job.machine.name}",
-        longest=max(len(pair.prompt) + len(pair.chosen) for pair in encoded),
+        longest=longest,
         sides=1,
         build=lambda: build_supervised(
             settings, job.files.checkpoints, train, held_out, tokenizer, job.dtype, job.machine

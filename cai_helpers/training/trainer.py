@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import torch
@@ -17,23 +17,21 @@ from transformers.utils import logging
 from cai_helpers import ground
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Dtype, Machine
+from cai_helpers.machine.processes import this_process
 from cai_helpers.models.batches import is_out_of_memory
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.settings import Settings, Train
+from cai_helpers.training.load import load_of_each
 from cai_helpers.training.memory_plan import smaller_batch
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
 from cai_helpers.training.policy.merged import Merged, merge_stage2
+from cai_helpers.training.spread import SpreadTraining
 from cai_helpers.training.watch import checkpoints
 from cai_helpers.training.watch.finite import not_finite
 
-if TYPE_CHECKING:
-    from transformers import Trainer
-else:
-    Trainer = object  # one of TRL's comes behind it
 
-
-class PolicyTraining(Trainer):
+class PolicyTraining(SpreadTraining):
     """Mixed into one of TRL's trainers, in front of it."""
 
     start: Start
@@ -52,14 +50,19 @@ class PolicyTraining(Trainer):
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with ground.writing(Path(self.args.output_dir)):
             super()._save_checkpoint(*args, **kwargs)
+        self.processes.wait()  # each writes its random state into it, and it is sealed next
 
     def save_elsewhere(self, folder: Path) -> Path:
         """Write and seal a checkpoint of the step that training has come to below another folder."""
         self.args.output_dir = str(folder)
-        self._save_checkpoint(self.model, None)
+        super()._save_checkpoint(self.model, None)
         saved = checkpoints.at_step(folder, self.state.global_step)
         checkpoints.seal(saved)
         return saved
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """None are counted: for a number that nobody reads, transformers walks through all modules at each step."""
+        return 0
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """None a checkpoint: the export writes one, from what was measured."""
@@ -104,7 +107,8 @@ def load_start(settings: Settings, probe: list[int], tuned: Path | None = None) 
 
 def trainer_options(settings: Settings, start: Start) -> dict[str, Any]:
     """The model and, where it has no adapter yet, the LoRA that TRL puts on it, seeded."""
-    return {"model": start.model, "peft_config": None if start.adapter else fresh_lora(settings.train)}
+    lora = None if start.adapter else fresh_lora(settings.train)
+    return {"model": start.model, "peft_config": lora, "batch_size": settings.train.batch_size}
 
 
 def shared_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Machine) -> dict[str, Any]:
@@ -112,14 +116,17 @@ def shared_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Ma
     if dtype == "fp16" and machine.device == "cpu":
         raise CaiError("fp16 training needs a GPU, and there is none.", "Set models.dtype=auto.")
     train = settings.train
+    load = load_of_each(train, this_process().count)
     return {
         "output_dir": str(folder),
         "warmup_steps": train.warmup,  # below 1 it is a share of all steps
-        "per_device_train_batch_size": train.batch_size,
+        "per_device_train_batch_size": load.batch_size,
         "per_device_eval_batch_size": train.batch_size,
-        "gradient_accumulation_steps": train.accumulation,
+        "gradient_accumulation_steps": load.accumulation,
+        "ddp_broadcast_buffers": False,  # none changes
+        "ddp_find_unused_parameters": False,  # each LoRA matrix is in each step
         "max_length": train.max_length,
-        "gradient_checkpointing": train.gradient_checkpointing,
+        "gradient_checkpointing": bool(train.gradient_checkpointing),
         # both said outright: TRL turns bf16 on by itself, and a T4 emulates it
         "fp16": dtype == "fp16",
         "bf16": dtype == "bf16",

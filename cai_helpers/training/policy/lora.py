@@ -16,6 +16,7 @@ from safetensors.torch import save as to_bytes
 
 from cai_helpers.errors import CaiError
 from cai_helpers.ground import make_folder
+from cai_helpers.manifest import SETTINGS_HASH
 from cai_helpers.models.hub import locate
 from cai_helpers.settings import Train
 from cai_helpers.store import write_atomically, write_json
@@ -71,6 +72,17 @@ def save_policy(model: Any, folder: Path, base: str, stage2: Factors | None = No
     write_json(folder / GENERATION_FILE, _generation(model))
     shutil.rmtree(draft)
     require_same(tensors, str(folder), "trained policy")
+
+
+def stamp_settings(folder: Path, digest: str) -> None:
+    """Write the hash of the settings that an adapter was trained with into the metadata of its weights."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    file = folder / WEIGHTS_FILE
+    with safe_open(file, "pt") as tensors:
+        metadata = tensors.metadata() or {}
+    write_atomically(file, to_bytes(load_file(file), metadata={**metadata, SETTINGS_HASH: digest}))
 
 
 def _generation(model: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 
 from cai_helpers.errors import CaiError
+from cai_helpers.machine.processes import Processes, this_process
 from cai_helpers.training.policy.reference_store import ReferenceStore
 
 if TYPE_CHECKING:
@@ -44,10 +45,10 @@ class StoredReference(Trainer):
         super().__init__(**options)
 
     def measure(self, rows: int) -> list[Measured]:
-        """The first `rows` training rows, in the batches in which the reference saw them."""
+        """The first `rows` training rows that the reference saw, in the batches in which it did."""
         self.model.eval()
         size = self.args.per_device_train_batch_size
-        first = list(self.train_dataset.select(range(min(rows, len(self.train_dataset)))))
+        first = list(self.train_dataset.select(self._reference_order(self.train_dataset)[:rows]))
         return [self._measure(first[start : start + size]) for start in range(0, len(first), size)]
 
     def _measure(self, rows: list[dict[str, Any]]) -> Measured:
@@ -70,20 +71,50 @@ class StoredReference(Trainer):
         """The loss of this batch where policy and reference are the same."""
         raise NotImplementedError
 
+    def _reference_order(self, dataset: Any) -> list[int]:
+        """In which the reference sees the rows."""
+        return [*range(len(dataset))]
+
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
-        if (stored := self._reference.read(name)) is not None:
-            for column in self.reference_columns:
-                dataset = dataset.add_column(column, stored[column])
-            return dataset
+        processes = this_process()
+        columns = processes.told(lambda: self._reference.read(name))
+        if columns is None:
+            order = self._reference_order(dataset)
+            found = self._of_rows(dataset.select(order), name, batch_size, processes)
+            back = sorted(range(len(order)), key=order.__getitem__)
+            columns = {column: [values[place] for place in back] for column, values in found.items()}
+            self._keep(columns, name)
+        for column in self.reference_columns:
+            dataset = dataset.add_column(column, columns[column])
+        return dataset
+
+    def _of_rows(self, dataset: Any, name: str, batch_size: int, processes: Processes) -> dict[str, list[float]]:
+        if processes.count > 1:  # TRL would look for its cache in a folder that only the main process has
+            return self._computed(dataset, batch_size, processes)
         # TRL caches by data and weights alone; another ld_alpha in the same process would get the wrong numbers
         ld_alpha = getattr(self, "ld_alpha", None)
         self._precompute_model_hash = f"{self._precompute_model_hash} {self._reference.key} {ld_alpha}"
-        dataset = super()._precompute_ref_logps(dataset, name, batch_size)
-        columns = {column: list(dataset[column]) for column in self.reference_columns}
+        measured = super()._precompute_ref_logps(dataset, name, batch_size)
+        return {column: list(measured[column]) for column in self.reference_columns}
+
+    def _computed(self, dataset: Any, batch_size: int, processes: Processes) -> dict[str, list[float]]:
+        """In the batches of one process, each process some of them."""
+        own = []
+        for start in list(range(0, len(dataset), batch_size))[processes.index :: processes.count]:
+            rows = [dataset[place] for place in range(start, min(start + batch_size, len(dataset)))]
+            batch = self._prepare_inputs(self.data_collator(rows))
+            own.append((start, [values.tolist() for values in self.compute_ref_log_probs(self.model, batch)]))
+        parts = [values for _, values in sorted(processes.gathered(own))]
+        return {
+            column: [value for part in parts for value in part[place]]
+            for place, column in enumerate(self.reference_columns)
+        }
+
+    def _keep(self, columns: dict[str, list[float]], name: str) -> None:
+        """They are looked at and written down."""
         if not all(math.isfinite(value) for values in columns.values() for value in values):
             raise CaiError(
                 "The starting policy gives log-probabilities that are not finite: weights or precision are broken.",
                 "Set models.dtype=fp32, or bf16 on a card with compute capability 8.0 or higher.",
             )
         self._reference.write(name, columns)
-        return dataset

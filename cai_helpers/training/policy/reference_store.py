@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cai_helpers.contents import file_hash
+from cai_helpers.machine.processes import is_main_process
 from cai_helpers.store import write_atomically, write_json
 from cai_helpers.workspace import Workspace
 
@@ -39,6 +40,8 @@ class ReferenceStore(NamedTuple):
         return stored if stored.pop("key") == self.key else None
 
     def write(self, split: str, values: Values) -> None:
+        if not is_main_process():
+            return
         path = self.folder / f"{split}.json"
         write_json(path, {"key": self.key, **values})
         recorded = _recorded(self.record)

@@ -20,7 +20,7 @@ from cai_helpers import ground
 from cai_helpers.contents import hashes_below
 from cai_helpers.errors import CaiError, WorkspaceVanished
 from cai_helpers.manifest import Fingerprint, plain
-from cai_helpers.models.hub import transport_error
+from cai_helpers.models.hub_failures import transport_error
 from cai_helpers.store import write_atomically, write_json
 from cai_helpers.training.policy.reference_store import bring, faults, folder_of, record_of
 from cai_helpers.training.watch import checkpoints

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from cai_helpers.machine.hardware import GIB
+from cai_helpers.machine.processes import is_main_process, launched, this_process
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.training.watch import checkpoints
@@ -115,13 +116,21 @@ class TrainingHistory(TrainerCallback):
         self._store = JsonlStore(self._path)  # repairs a torn last row
         self._rows = None
         kept = [row for row in self.rows() if row["step"] <= state.global_step]
-        write_jsonl(self._path, kept)
+        if is_main_process():
+            write_jsonl(self._path, kept)
         self._rows = kept
         self._earlier = kept[-1]["seconds"] if kept else 0.0
         self._first_step, self._started = state.global_step, time.monotonic()
         self._saved_at = self._started
         self._alarms = self.alarms()
-        self._bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", unit="step", leave=False)
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="train",
+            unit="step",
+            leave=False,
+            disable=not is_main_process(),
+        )
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step_began = time.monotonic()
@@ -132,7 +141,7 @@ class TrainingHistory(TrainerCallback):
         self._bar.update()
         self._busy += now - self._step_began
         control.should_log |= state.global_step >= state.max_steps
-        if now - self._saved_at >= 60 * self._settings.train.every_minutes:
+        if self._is_time_to_save(now, control.should_log):
             control.should_save = True
             control.should_log = True  # what is averaged since the last row is in no checkpoint
         skipped = getattr(optimizer, "step_was_skipped", False)
@@ -141,6 +150,11 @@ class TrainingHistory(TrainerCallback):
         if self._skipped_now >= _MOST_SKIPPED:
             raise not_finite(f"gradient (in fp16, {self._skipped_now} steps in a row)", state.global_step)
 
+    def _is_time_to_save(self, now: float, logged: bool) -> bool:
+        """Of several processes the main one's clock counts; it is asked at logged steps alone, which all wait for anyhow."""
+        due = now - self._saved_at >= 60 * self._settings.train.every_minutes
+        return due if launched() == 1 else logged and this_process().told(lambda: due)
+
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         prefix = next((prefix for prefix in ("", "eval_") if f"{prefix}loss" in (logs or {})), None)
         if logs is None or prefix is None:  # the Trainer's closing summary
@@ -148,7 +162,8 @@ class TrainingHistory(TrainerCallback):
         row = self._row(logs, prefix, state)
         line = self._evaluation_line(row) if prefix else self._line(row, state)
         self._say(line, show=self._watch is None)
-        self._store.append([row])
+        if is_main_process():
+            self._store.append([row])
         self._rows = rows = [*self.rows(), row]
         self._raise_alarms(rows, control, state)
         if self._watch is not None:
@@ -156,6 +171,9 @@ class TrainingHistory(TrainerCallback):
             self._watch(Progress(rows, state.global_step, state.max_steps, left, self._alarms, self.view))
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._saved_at = time.monotonic()
+        if not is_main_process():
+            return
         folder = checkpoints.at_step(self._folder, state.global_step)
         checkpoints.seal(folder)
         evaluated = self.best_first()
