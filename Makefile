@@ -17,13 +17,20 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # tools/install.py leaves compiling to the first import, and that must keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo pictures test test-long test-colab test-browser test-real lint format clean
+.PHONY: help demo bench pictures test test-faults test-long test-colab test-browser test-real lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
 
 demo: $(VENV)/.for-demo  ## install and run all of Stage 3 on the embedded models (CPU, minutes) into artifacts/demo
 	HF_HUB_OFFLINE=1 $(VENV)/bin/cai run --preset smoke --workspace artifacts/demo
+
+bench: $(VENV)/.for-test  ## the benchmarks that need no GPU; on a machine with one, all of them (benchmarks/RESULTS.md)
+	$(VENV)/bin/python benchmarks/pipeline.py
+	$(VENV)/bin/python benchmarks/growth.py
+	if command -v nvidia-smi >/dev/null; then \
+		for name in generation scoring dpo flops plan; do $(VENV)/bin/python benchmarks/$$name.py; done; \
+	fi
 
 pictures: demo  ## draw the pictures of the README anew, from the demo's pairs and from the same pairs spoiled
 	$(VENV)/bin/python tools/spoil_pairs.py artifacts/demo/pairs/pairs.jsonl artifacts/bad.jsonl
@@ -37,8 +44,11 @@ test: $(VENV)/.for-test lint  ## lint, types, import contracts, unit tests with 
 	$(call unit-tests,$(VENV),--cov=cai_helpers --cov-report=term:skip-covered --cov-fail-under=$(COVERED))
 	$(call notebooks,$(VENV))
 
-test-long: $(VENV)/.for-test  ## all of Stage 3, whose bytes must be those that were recorded
+test-long: $(VENV)/.for-test  ## all of Stage 3 against its recorded bytes; USE.md pasted into a new environment (minutes)
 	$(call pytest,$(VENV),-m long)
+
+test-faults: $(VENV)/.for-test  ## kills, full disks, the Hub's refusals, wrong tensors, fuzz: half an hour; counts what was lost
+	$(call pytest,$(VENV),tests/faults -m faults)
 
 test-colab: $(COLAB)/.for-test  ## unit tests and notebooks with the library versions of Colab's image
 	$(call unit-tests,$(COLAB))
@@ -98,7 +108,7 @@ define pytest
 endef
 
 define unit-tests
-	$(call pytest,$(1),-n 2 --dist loadfile -m "not browser and not long and not real" $(2))
+	$(call pytest,$(1),-n 2 --dist loadfile -m "not browser and not long and not real and not faults" $(2))
 endef
 
 # 00 to 06 share a workspace, in which each builds upon the one before; run_all starts from an empty one.

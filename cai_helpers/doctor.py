@@ -6,10 +6,13 @@ import importlib
 import sys
 from pathlib import Path
 
-from cai_helpers.machine.hardware import GIB, ram_bytes
+from cai_helpers.machine.hardware import GIB, ram_bytes, this_machine
 from cai_helpers.manifest import library_versions
-from cai_helpers.models.hub import EMBEDDED, OPEN_CHOICE, OPEN_MODELS
-from cai_helpers.readiness.check import Check
+from cai_helpers.models.hub import EMBEDDED
+from cai_helpers.models.open_models import OPEN_CHOICE, OPEN_MODELS
+from cai_helpers.planning.card import CARDS
+from cai_helpers.planning.plan import plan_run
+from cai_helpers.readiness.check import Check, tried
 from cai_helpers.readiness.needs import needed
 from cai_helpers.sections import USUAL_REWARD
 from cai_helpers.settings import Settings
@@ -25,7 +28,14 @@ def examine(settings: Settings, workspace: Workspace) -> list[Check]:
     names = [settings.models.base, settings.models.adapter, *rewards, *judge]
     remote = [name for name in names if name and not name.startswith(EMBEDDED) and not Path(name).exists()]
     token = [_token(remote)] if remote else []
-    return [_python(), *_libraries(), _memory(), *token, *needed(settings, workspace, "generate")]
+    return [
+        _python(),
+        *_libraries(),
+        _memory(),
+        *token,
+        *needed(settings, workspace, "generate"),
+        *_plan(settings, workspace),
+    ]
 
 
 def _python() -> Check:
@@ -70,3 +80,18 @@ def _token(remote: list[str]) -> Check:
         return Check("Hub token", True, "none, and these models need none")
     todo = "Set HF_TOKEN (Colab: the key icon on the left). Gemma is gated and needs one."
     return Check("Hub token", False, "none", f"{todo} {OPEN_CHOICE}")
+
+
+def _plan(settings: Settings, workspace: Workspace) -> list[Check]:
+    """How long the run will take, where a data sheet tells: on a card that is known, or that the preset is sized for."""
+    machine = this_machine()
+    name = settings.preset if machine.device == "cpu" else machine.name
+    known = next((card for card in CARDS if card in name.lower()), None)
+    if known is None:
+        return []
+    return [
+        tried(
+            "plan",
+            lambda: f"{plan_run(settings, workspace, known).verdict()} on {known.upper()} (`cai plan` says more)",
+        )
+    ]

@@ -26,7 +26,8 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 from tiny_world import world  # noqa: E402
 
 from cai_helpers.critique.critic import load_critic, make_traces  # noqa: E402
-from cai_helpers.evaluation.comparison import Response, compare, compare_by_category  # noqa: E402
+from cai_helpers.evaluation.comparison import compare, compare_by_category  # noqa: E402
+from cai_helpers.evaluation.figures import Response  # noqa: E402
 from cai_helpers.machine.hardware import use_threads  # noqa: E402
 from cai_helpers.measures.refusals import is_refusal  # noqa: E402
 from cai_helpers.prompts.split import prompt_id  # noqa: E402
@@ -74,6 +75,7 @@ def settings_for(options: Options, seed: int, *overrides: str) -> Settings:
         [
             f"seed={seed}",
             "threads=1",
+            "evaluate.builtin=0",
             f"models.base={folder}/chat",
             f"models.adapter={folder}/stage2",
             f"models.reward={folder}/reward",
@@ -114,7 +116,7 @@ def print_critique(options: Options) -> None:
             traces: list[Trace] = []
             for seed in options.seeds:
                 settings = settings_for(options, seed, f"generate.temperature={temperature}")
-                traces += make_traces(load_critic(settings, protocol), prompts)
+                traces += [trace for ended in make_traces(load_critic(settings, protocol), prompts) for trace in ended]
             print(f"| {protocol} | {temperature} | {' | '.join(critique_row(traces))} |", flush=True)
 
 

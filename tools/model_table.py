@@ -77,7 +77,8 @@ def section() -> str:
             f"Of {T4.memory / GIB:.1f} GiB, in fp16 where nothing else is said. The cache holds {SLOTS} answers at once, of "
             f"{answer_length(settings)} tokens each (conversation, draft, instructions, critique); *answers at once* is how many of "
             f"them fit beside the weights, and fewer are taken by themselves. The DPO peak is that of the preset `t4`: "
-            f"{settings.train.batch_size} pairs of {settings.train.max_length} tokens a side, gradient checkpointing, a LoRA of rank "
+            f"{settings.train.batch_size} pairs of {settings.train.max_length} tokens a side, cut to what fits, with gradient "
+            f"checkpointing where a single pair needs it; a LoRA of rank "
             f"{settings.train.lora_r} on all linear layers. Gemma 3 is loaded with `models.dtype=fp32`. No figure was measured on a T4.\n",
             _table(_SIZE_HEADS, [_size_row(need) for need in needs]),
             "",

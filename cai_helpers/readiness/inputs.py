@@ -12,6 +12,7 @@ from cai_helpers.critique.constitution import load_constitution
 from cai_helpers.critique.critic import protocol_of
 from cai_helpers.critique.protocols import protocol_names
 from cai_helpers.errors import CaiError
+from cai_helpers.evaluation.prompt_sets import options_of_file, prompts_of_file
 from cai_helpers.models.hub import locate
 from cai_helpers.prompts.sources import Malformed, conversation, is_file, read_rows
 from cai_helpers.readiness.check import Check, tried
@@ -78,6 +79,23 @@ def gold(settings: Settings, workspace: Workspace) -> list[Check]:
 def _gold_line(source: str, seed: int) -> str:
     read = read_gold(source, None, seed)
     return f"{source}, {len(read.pairs)} pairs"
+
+
+def evaluation_files(settings: Settings, workspace: Workspace) -> list[Check]:
+    """Files on this machine that the evaluation reports on beside the held-out prompts."""
+    evaluate = settings.evaluate
+    return [
+        *(tried("evaluation file", partial(_prompts_line, one)) for one in evaluate.prompts if is_file(one)),
+        *(tried("two-option file", partial(_options_line, one)) for one in evaluate.two_options if is_file(one)),
+    ]
+
+
+def _prompts_line(source: str) -> str:
+    return f"{source}, {len(prompts_of_file(source))} prompts"
+
+
+def _options_line(source: str) -> str:
+    return f"{source}, {len(options_of_file(source))} pairs"
 
 
 def texts(settings: Settings, workspace: Workspace) -> list[Check]:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.processes import is_main_process
-from cai_helpers.models.language import Generator
+from cai_helpers.models.generator import Generator
 from cai_helpers.readiness.check import Check, interruptible, require
 from cai_helpers.readiness.host import disk, gpu
-from cai_helpers.readiness.inputs import agreement, gold, prompts, texts
+from cai_helpers.readiness.inputs import agreement, evaluation_files, gold, prompts, texts
+from cai_helpers.readiness.memory import memory
 from cai_helpers.readiness.policy import policy
 from cai_helpers.readiness.scorer import critic, scorer, try_scorer
 from cai_helpers.schema import Messages
@@ -18,13 +19,15 @@ from cai_helpers.workspace import Workspace
 
 Part = Callable[[Settings, Workspace], list[Check]]
 # From what costs nothing to what asks an endpoint. Generating takes longest: before it, all that follows is tried too.
-_PARTS: tuple[Part, ...] = (agreement, gpu, disk, prompts, gold, texts, policy, critic, scorer)
+_PARTS: tuple[Part, ...] = (
+    *(agreement, gpu, disk, memory, prompts, gold, evaluation_files, texts, policy, critic, scorer),
+)
 _NEEDED: dict[str, tuple[Part, ...]] = {
     "generate": _PARTS,
     "bakeoff": _PARTS,
     "score": (gpu, disk, scorer),
     "train": (gpu, disk, policy),
-    "evaluate": (gpu, disk, policy, scorer),
+    "evaluate": (gpu, disk, evaluation_files, policy, scorer),
 }
 # What comes after a stage that is of use by itself: said, and no reason to refuse it.
 _AFTERWARDS: dict[str, tuple[Part, ...]] = {"score": (policy,), "train": (scorer,)}

@@ -29,8 +29,9 @@ def scorer(settings: Settings, workspace: Workspace) -> list[Check]:
 
 
 def critic(settings: Settings, workspace: Workspace) -> list[Check]:
-    """The endpoint that criticises, where one does."""
-    return [tried("critic", lambda: _endpoint_line(settings, False))] if settings.generate.critic == "api" else []
+    """The endpoint that drafts or criticises, where one does."""
+    roles = [role for role in ("drafter", "critic") if getattr(settings.generate, role) == "api"]
+    return [tried(" and ".join(roles), lambda: _endpoint_line(settings, False))] if roles else []
 
 
 def try_scorer(settings: Settings) -> str | None:

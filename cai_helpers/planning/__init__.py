@@ -1,0 +1,1 @@
+"""What a run will take: memory by part and minutes by stage, counted before a weight is loaded."""
