@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -76,6 +75,7 @@ def _in_chunks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]
         yield chunk
 
 
+LARGEST_SCORE = 1e6  # rewards are logits; differences and sums of larger numbers overflow (and NaN is no smaller)
 _CHUNK = 5000  # rows held twice, as tuples and as a frame, while the frame grows
 _NUMBERS = ("base_score", "revised_score", "delta", "base_words", "revised_words")
 _FLAGS = ("compared", "identical", "base_refuses", "revised_refuses", "meta", "leak", "multi_turn", "context_free")
@@ -103,9 +103,10 @@ def read_pairs(path: Path) -> Iterator[ScoredPair]:
                 f"{path}, row {number}: {place}: {first['msg']} (it was {str(first['input'])[:80]!r}).",
                 "Correct or remove that row.",
             ) from error
-        if not all(math.isfinite(score) for score in (pair.base_score, pair.revised_score) if score is not None):
+        if not all(abs(score) <= LARGEST_SCORE for score in (pair.base_score, pair.revised_score) if score is not None):
             raise CaiError(
-                f"{path}, row {number}: a score is not a finite number ({pair.base_score}, {pair.revised_score}).",
+                f"{path}, row {number}: a score is not a number that a reward model gives "
+                f"({pair.base_score}, {pair.revised_score}).",
                 "Score the file again; a reward model that gives NaN runs in too low a precision.",
             )
         yield pair

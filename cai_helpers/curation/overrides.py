@@ -1,4 +1,4 @@
-"""What a person decided about single pairs: pairs/overrides.jsonl. Decisions are appended, never overwritten."""
+"""What a person decided about single pairs, and pairs of their own: pairs/overrides.jsonl, which is only appended to."""
 
 from __future__ import annotations
 
@@ -11,17 +11,30 @@ from typing import Any, Literal
 import pydantic
 
 from cai_helpers.errors import CaiError
-from cai_helpers.schema import Record
+from cai_helpers.schema import Messages, Record, transcript
 from cai_helpers.store import JsonlStore, read_jsonl
 
 Decision = Literal["revision", "draft", "drop", "edit", "undo"]
+
+
+class OwnPair(Record):
+    """Two answers that a person asked for and chose between, in `cai chat`: no stage made them, and nobody scored them."""
+
+    messages: Messages  # the prompt, with all its turns
+    base_response: str  # Stage 2's answer
+    revised_response: str  # Stage 3's
+
+    @property
+    def key(self) -> str:
+        return pair_key(transcript(self.messages), self.base_response, self.revised_response)
 
 
 class Override(Record):
     """One decision about one pair.
 
     revision: the draft is worse; draft: it is better; drop: the pair teaches nothing; edit: `edited` is the better
-    side, written by a person; undo: the last decision about this pair is taken back.
+    side, written by a person; undo: the last decision about this pair is taken back. Of a pair of a person's own the
+    draft is Stage 2's answer and the revision Stage 3's.
     """
 
     key: str  # pair_key: the very texts that were judged; another revision of the same prompt is another pair
@@ -30,6 +43,7 @@ class Override(Record):
     edited: str | None = None
     note: str = ""
     time: str  # UTC, ISO 8601
+    pair: OwnPair | None = None  # the texts, where no file of pairs holds them
 
     @pydantic.model_validator(mode="after")
     def _an_edit_has_a_text(self) -> Override:
@@ -45,12 +59,18 @@ def pair_key(prompt: str, base_response: str, revised_response: str) -> str:
 
 
 def append_override(
-    path: Path, key: str, pair_id: str, decision: Decision, edited: str | None = None, note: str = ""
+    path: Path,
+    key: str,
+    pair_id: str,
+    decision: Decision,
+    edited: str | None = None,
+    note: str = "",
+    pair: OwnPair | None = None,
 ) -> Override:
     """Add one decision to the file and return it; it is on disk then."""
     time = datetime.now(UTC).isoformat(timespec="seconds")
-    override = Override(key=key, id=pair_id, decision=decision, edited=edited, note=note, time=time)
-    JsonlStore(path).append([override.model_dump()])
+    override = Override(key=key, id=pair_id, decision=decision, edited=edited, note=note, time=time, pair=pair)
+    JsonlStore(path).append([override.model_dump(exclude=None if pair else {"pair"})])
     return override
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from cai_helpers.critique.recognition import outcome_of
@@ -33,7 +33,9 @@ DROP_MEANING: dict[str, str] = {
     "balance": "more refusals over answers than curate.max_refusal_share allows",
 }
 
-RULES = 2  # raised when they come to drop other rows: a dataset that older ones made is made again
+OWN_CATEGORY = "chat"  # of pairs that a person made
+
+RULES = 3  # raised when they come to drop other rows: a dataset that older ones made is made again
 
 
 class Overruled(NamedTuple):
@@ -45,6 +47,14 @@ class Overruled(NamedTuple):
     elsewhere: int  # decisions about pairs that are not in this file
 
 
+class OwnPairs(NamedTuple):
+    """What became of the pairs that a person made in the chat."""
+
+    added: int = 0
+    held_out: int = 0  # their prompt is one of the evaluation's: trained on, it would measure nothing any more
+    alike: int = 0  # both answers are the same text
+
+
 class Dropped(NamedTuple):
     pair: ScoredPair
     reason: str  # a key of DROP_MEANING
@@ -54,10 +64,20 @@ class Curation(NamedTuple):
     rows: list[PreferenceRow]  # in the order of the pairs
     dropped: list[Dropped]
     overruled: Overruled
+    own: OwnPairs = OwnPairs()
 
 
-def curate(pairs: Iterable[ScoredPair], overrides: dict[str, Override], settings: Curate, seed: int) -> Curation:
-    """Apply every rule. overrides: by overrides.pair_key. Rows that a person decided about pass the other rules."""
+def curate(
+    pairs: Iterable[ScoredPair],
+    overrides: dict[str, Override],
+    settings: Curate,
+    seed: int,
+    held_out: Collection[str] = (),
+) -> Curation:
+    """Apply every rule. overrides: by overrides.pair_key. Rows that a person decided about pass the other rules.
+
+    held_out: ids of the prompts that evaluation asks; a person's own pair about one of them becomes no row.
+    """
     rows: dict[int, PreferenceRow] = {}
     dropped: dict[int, Dropped] = {}
     texts: dict[int, ScoredPair] = {}
@@ -73,12 +93,15 @@ def curate(pairs: Iterable[ScoredPair], overrides: dict[str, Override], settings
         else:
             rows[place], texts[place] = result, pair
 
+    own, own_rows = _own_pairs([one for key, one in overrides.items() if key not in decided], held_out)
+    rows |= dict(enumerate(own_rows, start=len(rows) + len(dropped)))
+
     for reason, rule in (("near_duplicate", _near_duplicates), ("balance", _too_many_refusals)):
         for place in rule(rows, settings, seed):
             dropped[place] = Dropped(texts[place], reason)
             del rows[place]
 
-    by_person = [row for row in rows.values() if row.labelled_by == "person"]
+    by_person = [row for place, row in rows.items() if row.labelled_by == "person" and place in texts]
     return Curation(
         rows=list(rows.values()),
         dropped=[dropped[place] for place in sorted(dropped)],
@@ -86,8 +109,9 @@ def curate(pairs: Iterable[ScoredPair], overrides: dict[str, Override], settings
             kept=len(by_person),
             dropped=sum(drop.reason == "overruled" for drop in dropped.values()),
             against_reward=sum(row.delta is not None and row.delta < 0 for row in by_person),
-            elsewhere=len(overrides.keys() - decided),
+            elsewhere=sum(one.pair is None for key, one in overrides.items() if key not in decided),
         ),
+        own=own,
     )
 
 
@@ -136,6 +160,33 @@ def overruled(pair: ScoredPair, override: Override) -> PreferenceRow | str:
         return "identical"
     delta = None if pair.delta is None or override.edited else sign * pair.delta  # nobody scored an edited text
     return _row(pair, winner, loser, side, delta).model_copy(update={"labelled_by": "person"})
+
+
+def _own_pairs(decisions: list[Override], held_out: Collection[str]) -> tuple[OwnPairs, list[PreferenceRow]]:
+    """Rows of the pairs that a person made, in the order in which they were decided."""
+    rows: list[PreferenceRow] = []
+    kept_back = alike = 0
+    for decision in decisions:
+        if decision.pair is None or decision.decision == "drop":
+            continue
+        pair = ScoredPair(
+            prompt=transcript(decision.pair.messages),
+            messages=decision.pair.messages,
+            base_response=decision.pair.base_response,
+            revised_response=decision.pair.revised_response,
+            base_score=0.0,  # nobody scored it; `delta` is none as well
+            revised_score=None,
+            chosen=None,
+            category=OWN_CATEGORY,
+        )
+        row = overruled(pair, decision)
+        if isinstance(row, str):
+            alike += 1
+        elif row.id in held_out:
+            kept_back += 1
+        else:
+            rows.append(row)
+    return OwnPairs(added=len(rows), held_out=kept_back, alike=alike), rows
 
 
 def refuses_over_answer(row: PreferenceRow) -> bool:

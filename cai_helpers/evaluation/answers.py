@@ -10,14 +10,15 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from cai_helpers.contents import file_hash
-from cai_helpers.manifest import Fingerprint, section
+from cai_helpers.evaluation.figures import AGAIN
+from cai_helpers.manifest import Fingerprint
+from cai_helpers.models.generator import Generator
 from cai_helpers.models.hub import locate
-from cai_helpers.models.language import Generator
 from cai_helpers.schema import Completion, Prompt
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore
 
-Answers = dict[tuple[str, str], Completion]  # (prompt id, stage) → what the model said
+Answers = dict[tuple[str, str], Completion]  # (prompt id, policy) → what the model said
 
 
 def basis_of(settings: Settings, adapter: str | None) -> Fingerprint:
@@ -27,7 +28,8 @@ def basis_of(settings: Settings, adapter: str | None) -> Fingerprint:
         "models.base": _content(settings.models.base),
         "adapter": _content(adapter),
         "models.dtype": settings.models.dtype,
-        **section("evaluate", settings.evaluate, exclude={"batch_size", "limit", "scorer"}),
+        "evaluate.max_tokens": settings.evaluate.max_tokens,
+        "evaluate.temperature": settings.evaluate.temperature,
         "evaluate.top_p": settings.evaluate.top_p,
     }
 
@@ -35,6 +37,17 @@ def basis_of(settings: Settings, adapter: str | None) -> Fingerprint:
 def _content(name: str | None) -> str | None:
     """A folder by what is in it and not by its path: a workspace that is moved or renamed keeps its answers."""
     return None if name is None else file_hash(Path(locate(name))) or name
+
+
+def seeded(settings: Settings, policy: str) -> Settings:
+    """The settings that `policy` answers with: Stage 2 again has the next seed."""
+    return settings.model_copy(update={"seed": settings.seed + 1}) if policy == AGAIN else settings
+
+
+def weights_of(settings: Settings, adapter: str | None) -> str:
+    """Names the weights of a policy, in their precision."""
+    content = [_content(settings.models.base), _content(adapter), settings.models.dtype]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def run_of(settings: Settings, adapter: str | None) -> str:
@@ -75,7 +88,7 @@ def answer(settings: Settings, generator: Generator, prompts: list[Prompt], keep
         seed=settings.seed,
     )
     chats = [prompt.messages for prompt in prompts]
-    keys = [f"{prompt.id}/evaluate" for prompt in prompts]  # the same for both stages: one source of randomness
+    keys = [f"{prompt.id}/evaluate" for prompt in prompts]  # the same for all policies: one source of randomness
     answers: Answers = {}
     unwritten: dict[str, Completion] = {}
     try:

@@ -26,17 +26,24 @@ def topic_fit(prompts: Sequence[str], answers: Sequence[str]) -> Interval | None
     order = random.Random(0).sample(range(len(prompts)), min(len(prompts), _ROWS))
     if len(order) < 2:
         return None
-    asked = [_words(prompts[row]) for row in order]
+    fits = answer_fits([prompts[row] for row in order], [answers[row] for row in order])
+    return proportion(sum(fits), len(fits))
+
+
+def answer_fits(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
+    """For each answer the share of strangers' prompts with which it has less in common than with its own."""
+    asked = [_words(prompt) for prompt in prompts]
     frequency = Counter(word for words in asked for word in words)
     weight = {word: math.log(len(asked) / count) for word, count in frequency.items()}
-    fits = [_fit(place, _words(answers[row]), asked, weight) for place, row in enumerate(order)]
-    return proportion(sum(fits), len(fits))
+    return [_fit(place, _words(answer), asked, weight) for place, answer in enumerate(answers)]
 
 
 def _fit(place: int, answer: set[str], asked: list[set[str]], weight: dict[str, float]) -> float:
     own = _in_common(answer, asked[place], weight)
     others = [asked[(place + step) % len(asked)] for step in range(1, min(_OTHERS, len(asked) - 1) + 1)]
     strangers = [_in_common(answer, words, weight) for words in others]
+    if not strangers:
+        return 0.5
     return sum((own > stranger) + (own == stranger) / 2 for stranger in strangers) / len(strangers)
 
 
