@@ -1,1 +1,1 @@
-"""What the inspector shows: pairs one by one, their word diff, the blind round."""
+"""What a person looks at and decides: pairs and answers one by one, their word diff, judging blind, talking to both."""

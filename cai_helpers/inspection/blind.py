@@ -6,7 +6,7 @@ A judgement holds no score: after a change of the reward model the same judgemen
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -71,14 +71,20 @@ def can_be_judged(row: Row) -> bool:
     return pair.outcome in TWO_SIDED and not pair.identical and bool(pair.delta)
 
 
-def draw_rows(rows: list[Row], count: int, seed: int, judged: Iterable[str] = ()) -> list[int]:
-    """`count` random places of rows that can be judged and whose key is not in `judged`; fewer if there are no more.
+def draw_rows(
+    rows: list[Row],
+    count: int,
+    seed: int,
+    judged: Iterable[str] = (),
+    fit: Callable[[Row], bool] = can_be_judged,
+) -> list[int]:
+    """`count` random places of rows that are `fit` and whose key is not in `judged`; fewer if there are no more.
 
     The draw depends on the seed and the texts alone: with what was judged left out, a second round goes on where the
     first one ended.
     """
     done = set(judged)
-    places = {row.key: place for place, row in enumerate(rows) if row.key not in done and can_be_judged(row)}
+    places = {row.key: place for place, row in enumerate(rows) if row.key not in done and fit(row)}
     order = sorted(places, key=lambda key: random.Random(f"{seed}:blind:{key}").random())
     return [places[key] for key in order[:count]]
 

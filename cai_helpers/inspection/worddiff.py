@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 # difflib takes time in the square of the differing words; 1,500 random words of a two-word language took 0.4 s, of a real one far less.
 MOST_WORDS = 1500
+LEAST_SHARED = 0.2  # of two texts' words, for marks to help
 # A shared run this short between two changes says nothing: "the" in the middle of a rewritten sentence.
 _SHORT_RUN = 2
 _WORD = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
@@ -26,6 +27,11 @@ class WordDiff(NamedTuple):
     before: list[Piece]
     after: list[Piece]
     shared: float | None  # words in common, as a share of both texts' words; None: too long to compare
+
+    @property
+    def legible(self) -> bool:
+        """Whether marks help: those of two texts that share less are confetti."""
+        return self.shared is not None and self.shared >= LEAST_SHARED
 
 
 def word_diff(before: str, after: str) -> WordDiff:

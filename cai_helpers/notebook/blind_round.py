@@ -1,10 +1,11 @@
-"""Judge pairs without knowing which side is which, and hear how often the reward model says the same."""
+"""Judge two texts without knowing which is which: pairs against the reward model, or Stage 3's answers against Stage 2's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import ipywidgets as widgets
+from IPython.display import display
 
 from cai_helpers.curation.overrides import append_override, read_overrides
 from cai_helpers.errors import CaiError
@@ -18,18 +19,29 @@ from cai_helpers.inspection.blind import (
     read_judgements,
     side_on_the_left,
 )
+from cai_helpers.inspection.blind_answers import read_answer_rows
 from cai_helpers.inspection.rows import Row
 from cai_helpers.notebook import pair_html
+from cai_helpers.notebook.blind_tasks import Task, answers_task, pairs_task
 from cai_helpers.notebook.controls import button, line
 from cai_helpers.notebook.markup import Html
 from cai_helpers.workspace import Workspace
 
 _SEED = 0  # of the draw and of the shuffled sides: whoever opens a file again goes on where they stopped
-_TITLE = Html('<div class="cai cai-title"><b>Blind test</b><span>Which answer is better?</span></div>')
-_INTRODUCTION = (
-    "You see a prompt and two answers, and choose the better one. Scores, outcome and critique are hidden, sides are "
-    "shuffled. Pairs are drawn at random; those you judged blind before are not drawn again."
-)
+_TITLE = Html('<div class="cai cai-title"><b>{}</b><span>Which answer is better?</span></div>')
+
+
+def check_blind(workspace: Workspace, prompts: int = 20) -> None:
+    """Show the blind check of Stage 3 against Stage 2 below the cell.
+
+    Raises:
+        CaiError: nothing was evaluated yet, or a line of evaluation/blind.jsonl is no judgement.
+    """
+    rows = read_answer_rows(workspace)
+    blind = BlindRound(workspace, rows, lambda _: None, prompts, answers_task(workspace, rows))
+    box = widgets.VBox([widgets.HTML(pair_html.style_html()), blind.box])
+    box.add_class("cai-inspector")
+    display(box)
 
 
 class BlindRound:
@@ -44,7 +56,9 @@ class BlindRound:
         rows: list[Row],
         on_close: Callable[[frozenset[str] | None], None],
         count: int = 20,
+        task: Task | None = None,
     ) -> None:
+        self.task = task or pairs_task(workspace, rows)
         self.workspace = workspace
         self.rows = rows
         self._on_close = on_close
@@ -54,26 +68,26 @@ class BlindRound:
         self.count = widgets.BoundedIntText(value=count, min=1, max=10_000, layout=widgets.Layout(width="90px"))
         self.page, self.status = widgets.HTML(), widgets.HTML()
         self._buttons = line()
-        title = widgets.HTML(_TITLE)
+        title = widgets.HTML(_TITLE.format(self.task.title))
         self.box = widgets.VBox([title, self._buttons, self.status, self.page])
         self.introduce()
 
     def introduce(self) -> None:
         """The first page."""
-        self.page.value = pair_html.message_html(_INTRODUCTION)
+        self.page.value = pair_html.message_html(self.task.introduction)
         self.status.value = ""
-        rows = widgets.HTML(Html('<div class="cai">rows to judge</div>'))
-        self._offer(self.count, rows, self._button("start", self.start), self._button("back to the pairs", self.close))
+        rows = widgets.HTML(Html('<div class="cai">{} to judge</div>').format(self.task.what))
+        self._offer(self.count, rows, self._button("start", self.start), *self._way_back())
 
     def start(self) -> None:
         """Draw the rows and show the first."""
-        done = {judgement.key for judgement in read_judgements(self.workspace.blind)}
-        self.drawn = draw_rows(self.rows, self.count.value, _SEED, done)
+        done = {judgement.key for judgement in read_judgements(self.task.file)}
+        self.drawn = draw_rows(self.rows, self.count.value, _SEED, done, self.task.fit)
         self.position, self.judged = 0, {}
         if not self.drawn:
-            return self.say("No row is left to judge: a pair needs two different texts with different scores.")
+            return self.say(self.task.nothing_left)
         left, right = self._button("◀ left is better", self.left), self._button("right is better ▶", self.right)
-        skip, back = self._button("skip", self.skip), self._button("go back one", self.back)
+        skip, back = self._button(self.task.neither, self.skip), self._button("go back one", self.back)
         self._offer(left, right, skip, back, self._button("stop here", self.finish))
         self._show_row()
 
@@ -102,7 +116,7 @@ class BlindRound:
     def _judge(self, better: Verdict) -> None:
         if self.position >= len(self.drawn):
             return  # a second click that arrived after the last row
-        self.judged[self.row.key] = append_judgement(self.workspace.blind, self.row, better, self.left_side)
+        self.judged[self.row.key] = append_judgement(self.task.file, self.row, better, self.left_side)
         self.position += 1
         if self.position == len(self.drawn):
             self.finish()
@@ -116,16 +130,22 @@ class BlindRound:
     def finish(self) -> None:
         """The result of what was judged so far."""
         self.position = len(self.drawn)
+        this_round, all_rounds = self.judged.values(), read_judgements(self.task.file)
+        self.page.value = self.task.result(this_round, all_rounds)
+        self.status.value = pair_html.message_html(f"Your judgements are in {self.task.named}.")
+        again = self._button("another round", self.introduce)
+        self._offer(*(self._what_to_do_with_pairs() if self.task.of_pairs else []), again, *self._way_back())
+
+    def _what_to_do_with_pairs(self) -> list[widgets.Widget]:
         self.this_round = agreement(self.judged.values(), self.rows)
-        all_rounds = agreement(read_judgements(self.workspace.blind), self.rows)
-        self.page.value = pair_html.agreement_html(self.this_round, all_rounds)
-        self.status.value = pair_html.message_html("Your judgements are in pairs/blind.jsonl.")
         self.keep_button = self._button("keep them as decisions", self.keep)
         self.look_button = self._button("look at the rows we disagree on", self.look)
         self.keep_button.disabled = self.this_round.judged == 0
         self.look_button.disabled = not self.this_round.disagreed
-        again, close = self._button("another round", self.introduce), self._button("back to the pairs", self.close)
-        self._offer(self.keep_button, self.look_button, again, close)
+        return [self.keep_button, self.look_button]
+
+    def _way_back(self) -> list[widgets.Widget]:
+        return [self._button("back to the pairs", self.close)] if self.task.of_pairs else []
 
     def keep(self) -> None:
         """Let this round's judgements overrule the reward model. A pair that has a decision keeps the one it has."""

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from cai_helpers import ground
 from cai_helpers.errors import CaiError
-from cai_helpers.models.hub import OPEN_CHOICE
+from cai_helpers.models.open_models import OPEN_CHOICE
 from cai_helpers.paths import DEFAULT_ROOT
 from cai_helpers.settings import Settings, change_settings, load_settings
 from cai_helpers.workspace import Workspace

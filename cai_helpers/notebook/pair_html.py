@@ -8,11 +8,12 @@ from importlib import resources
 from cai_helpers.curation.overrides import Override
 from cai_helpers.curation.rules import DROP_MEANING
 from cai_helpers.inspection.blind import Agreement, Shown
+from cai_helpers.inspection.blind_answers import HumanWins
 from cai_helpers.inspection.rows import TRAINED_ON, CriticWords, Row
 from cai_helpers.inspection.worddiff import Piece, WordDiff, word_diff
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.notebook.markup import Html
-from cai_helpers.schema import OUTCOME_MEANING, SAMPLED, TWO_SIDED, Message, ScoredPair, side_names
+from cai_helpers.schema import OUTCOME_MEANING, SAMPLED, TWO_SIDED, Message, Messages, ScoredPair, side_names
 
 DECISION_MEANING = {
     "revision": "revision is better",
@@ -20,8 +21,6 @@ DECISION_MEANING = {
     "drop": "dropped",
     "edit": "edited revision is better",
 }
-# A diff of two texts that share less is confetti; both are shown unmarked, and the share says why.
-_LEAST_SHARED = 0.2
 _NOTHING = Html("")
 
 
@@ -38,7 +37,7 @@ def pair_html(row: Row, decision: Override | None, principles: Mapping[str, str]
     edited = _edited_html(row.pair, decision.edited) if decision is not None and decision.edited else _NOTHING
     return Html('<div class="cai">{badges}{turns}<div class="cai-sides">{sides}{edited}</div></div>').format(
         badges=_badges_html(row, decision, principles),
-        turns=_turns_html(row.pair),
+        turns=turns_html(_messages(row.pair)),
         sides=_sides_html(row.pair, decision),
         edited=edited,
     )
@@ -75,8 +74,11 @@ def _badge(name: str, value: str, title: str = "", classes: str = "cai-badge") -
     return Html('<span class="{}"{}><small>{}</small>{}</span>').format(classes, hover, name, value)
 
 
-def _turns_html(pair: ScoredPair) -> Html:
-    messages = pair.messages or [Message(role="user", content=pair.prompt)]
+def _messages(pair: ScoredPair) -> Messages:
+    return pair.messages or [Message(role="user", content=pair.prompt)]
+
+
+def turns_html(messages: Messages) -> Html:
     turn = Html('<div class="cai-turn{}"><span class="cai-role">{}</span>{}</div>')
     turns = [
         turn.format(" cai-earlier" if place < len(messages) else "", message["role"], message["content"])
@@ -86,7 +88,7 @@ def _turns_html(pair: ScoredPair) -> Html:
 
 
 def _sides_html(pair: ScoredPair, decision: Override | None) -> Html:
-    yours = decision.decision if decision is not None else None
+    decided = decision.decision if decision is not None else None
     names = side_names({pair.outcome})
     base, revised = names.base.capitalize(), names.revised.capitalize()
     if pair.outcome not in TWO_SIDED:
@@ -94,16 +96,15 @@ def _sides_html(pair: ScoredPair, decision: Override | None) -> Html:
             names.revised, OUTCOME_MEANING[pair.outcome]
         )
         only = "Sample" if pair.outcome in SAMPLED else base
-        return _side(only, pair.base_response, [_score(pair.base_score)]) + _side(revised, nothing, [])
+        return side(only, pair.base_response, [_score(pair.base_score)]) + side(revised, nothing, [])
     diff = word_diff(pair.base_response, pair.revised_response)
-    marked = diff.shared is not None and diff.shared >= _LEAST_SHARED
-    before = _marked(diff.before, "del") if marked else pair.base_response
-    after = _marked(diff.after, "ins") if marked else pair.revised_response
+    before = marked(diff.before, "del") if diff.legible else pair.base_response
+    after = marked(diff.after, "ins") if diff.legible else pair.revised_response
     delta = pair.delta or 0.0
-    return _side(base, before, [_score(pair.base_score, delta < 0), _yours(yours == "draft")], delta < 0) + _side(
+    return side(base, before, [_score(pair.base_score, delta < 0), yours(decided == "draft")], delta < 0) + side(
         revised,
         after,
-        [_score(pair.revised_score, delta > 0), _yours(yours == "revision")],
+        [_score(pair.revised_score, delta > 0), yours(decided == "revision")],
         delta > 0,
         _in_common(pair, diff),
     )
@@ -115,7 +116,7 @@ def _in_common(pair: ScoredPair, diff: WordDiff) -> str:
     return "identical texts" if pair.identical else f"{diff.shared:.0%} of the words in common"
 
 
-def _side(name: str, text: str, facts: list[Html], higher: bool = False, told: str = "", wide: bool = False) -> Html:
+def side(name: str, text: str, facts: list[Html], higher: bool = False, told: str = "", wide: bool = False) -> Html:
     return Html(
         '<div class="cai-side{higher}{wide}"><div><b>{name}</b>{facts}<span class="cai-quiet">{told}</span></div>'
         '<div class="cai-text" dir="auto">{text}</div></div>'
@@ -135,11 +136,11 @@ def _score(score: float | None, higher: bool = False) -> Html:
     return Html('<span class="cai-score">reward {:+.2f}{}</span>').format(score, " ▲ higher" if higher else "")
 
 
-def _yours(chosen: bool) -> Html:
+def yours(chosen: bool) -> Html:
     return Html('<span class="cai-yours">✓ your choice</span>') if chosen else _NOTHING
 
 
-def _marked(pieces: list[Piece], tag: str) -> Html:
+def marked(pieces: list[Piece], tag: str) -> Html:
     changed = Html("<{tag}>{text}</{tag}>")
     return _NOTHING.join(changed.format(tag=tag, text=piece.text) if piece.changed else piece.text for piece in pieces)
 
@@ -147,7 +148,7 @@ def _marked(pieces: list[Piece], tag: str) -> Html:
 def _edited_html(pair: ScoredPair, edited: str) -> Html:
     diff = word_diff(pair.revised_response, edited)
     told = f"chosen against the {side_names({pair.outcome}).base}"
-    return _side("Your text", _marked(diff.after, "ins"), [_yours(True)], told=told, wide=True)
+    return side("Your text", marked(diff.after, "ins"), [yours(True)], told=told, wide=True)
 
 
 def critic_html(pair: ScoredPair, words: CriticWords | None) -> Html:
@@ -168,8 +169,8 @@ def blind_html(pair: ScoredPair, left: Shown) -> Html:
     sides = [pair.revised_response, pair.base_response]
     if left == "draft":
         sides.reverse()
-    shown = _NOTHING.join(_side(name, text, []) for name, text in zip(("Left", "Right"), sides, strict=True))
-    return Html('<div class="cai">{}<div class="cai-sides">{}</div></div>').format(_turns_html(pair), shown)
+    shown = _NOTHING.join(side(name, text, []) for name, text in zip(("Left", "Right"), sides, strict=True))
+    return Html('<div class="cai">{}<div class="cai-sides">{}</div></div>').format(turns_html(_messages(pair)), shown)
 
 
 def agreement_html(this_round: Agreement, all_rounds: Agreement) -> Html:
@@ -181,6 +182,16 @@ def agreement_html(this_round: Agreement, all_rounds: Agreement) -> Html:
         earlier = Html("<p>All rounds together: {} of {} rows, {}.</p>").format(
             all_rounds.agreed, all_rounds.judged, all_rounds.share.percent()
         )
+    return Html('<div class="cai cai-result">{}{}{}</div>').format(bar, lines, earlier)
+
+
+def human_wins_html(this_round: HumanWins, all_rounds: HumanWins) -> Html:
+    """The result of a blind check of two models; the earlier rounds join in a second figure."""
+    lines = _NOTHING.join(Html("<p>{}</p>").format(line) for line in this_round.lines())
+    bar = _bar_html(this_round.share) if this_round.share else _NOTHING
+    earlier = _NOTHING
+    if all_rounds.judged > this_round.judged:
+        earlier = Html("<p>All rounds together: {}.</p>").format(all_rounds.line())
     return Html('<div class="cai cai-result">{}{}{}</div>').format(bar, lines, earlier)
 
 

@@ -10,8 +10,11 @@ from IPython.display import HTML, Image, display
 
 from cai_helpers.analysis.statistics import Example
 from cai_helpers.critique.constitution import load_constitution
+from cai_helpers.notebook.blind_round import check_blind
+from cai_helpers.notebook.chat import talk_to_both
 from cai_helpers.notebook.inspector import inspect
 from cai_helpers.notebook.markup import CELL, Html, table
+from cai_helpers.pages.verdict_view import fragment
 from cai_helpers.readiness.check import Check
 from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport, Target, side_names
 from cai_helpers.settings import Settings
@@ -91,6 +94,31 @@ def inspect_pairs(workspace: Workspace, file: Path | str | None = None) -> None:
 def blind_test(workspace: Workspace, rows: int = 20, file: Path | str | None = None) -> None:
     """Judge `rows` random pairs without seeing scores or which side is which, then see how often you agree."""
     inspect(workspace, file, blind_rows=rows)
+
+
+def show_verdict(workspace: Workspace) -> None:
+    """The verdict and its reasons, win rates and refusals of base, Stage 2 and Stage 3, the four categories."""
+    display(HTML(fragment(workspace, "picture")))
+
+
+def show_answers(workspace: Workspace) -> None:
+    """Six held-out prompts with both answers: most improved, most worsened, at random."""
+    display(HTML(fragment(workspace, "examples")))
+
+
+def show_comparison(workspace: Workspace) -> None:
+    """All figures of the evaluation, one column a kind of request."""
+    display(HTML(fragment(workspace, "table")))
+
+
+def blind_check(workspace: Workspace, prompts: int = 20) -> None:
+    """Choose between Stage 2's and Stage 3's answers without knowing which is which; the report shows what you found."""
+    check_blind(workspace, prompts)
+
+
+def chat(settings: Settings, workspace: Workspace, shuffled: bool = False) -> None:
+    """Ask both models, and say which answer is better: pairs of your own for the next training."""
+    talk_to_both(settings, workspace, shuffled)
 
 
 def show_rows(workspace: Workspace, count: int = 2) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cai_helpers.analysis.statistics import Statistics, Transitions
-from cai_helpers.evaluation.comparison import READABLE_CATEGORY
+from cai_helpers.evaluation.figures import READABLE_CATEGORY
 from cai_helpers.pages import canvas
 from cai_helpers.pages.canvas import BLUE, GREEN, GREY, INK, ORANGE, RED, percent
 from cai_helpers.schema import TWO_SIDED, SideNames

@@ -15,34 +15,21 @@ from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.calibration.differences import read_choice
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
-from cai_helpers.evaluation.comparison import (
-    CAUTION,
-    OWN_LABELLER,
-    READABLE_CATEGORY,
-    RULE,
-    Comparison,
-    Judgement,
-    Response,
-)
-from cai_helpers.evaluation.labeller import is_own_labeller
+from cai_helpers.evaluation.adapter import exchanged
+from cai_helpers.evaluation.category_parts import MADE_OF
+from cai_helpers.evaluation.report import EvaluateReport
+from cai_helpers.evaluation.verdict import RULE
 from cai_helpers.manifest import Manifest
 from cai_helpers.pages.template import write_page
 from cai_helpers.pages.training_picture import save_training_plot
-from cai_helpers.schema import BENIGN, WORST_AND_BEST, Target
+from cai_helpers.pages.verdict_view import Verdict, verdict_css, verdict_of, verdict_view
+from cai_helpers.schema import WORST_AND_BEST, Target
 from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.settings import Settings
-from cai_helpers.store import read_jsonl
 from cai_helpers.workspace import NOTEBOOK_OF_STAGE, Workspace
 
 _STAGES = ("generate", "score", "curate", "analyze", "train", "evaluate")
 _EXAMPLES_SHOWN = 3  # of the largest gains, and as many of the largest losses
-_TONE = {"better": "good", "worse": "bad", "over-refusing": "bad", "no clear difference": "warning"}
-
-
-class Verdict(NamedTuple):
-    tone: str
-    headline: str
-    reason: str
 
 
 class Stage(NamedTuple):
@@ -50,14 +37,6 @@ class Stage(NamedTuple):
     manifest: Manifest | None
     missing: str  # why there is no manifest
     stale: str  # what changed since, or ""
-
-
-class Evaluation(NamedTuple):
-    scorer: str
-    trust: str  # what gold pairs say of it
-    judged: str  # what stands beside each win rate where the judge labelled the training pairs, or ""
-    judgement: Judgement
-    groups: list[tuple[str, Comparison]]
 
 
 class Side(NamedTuple):
@@ -96,7 +75,7 @@ def write_run_report(settings: Settings, workspace: Workspace, stopped: str | No
 def _write(settings: Settings, workspace: Workspace, stopped: str | None) -> Path:
     stages = [_stage(name, workspace, stopped) for name in _STAGES]
     manifests = {stage.name: stage.manifest for stage in stages if stage.manifest}
-    evaluation = _evaluation(manifests.get("evaluate"), workspace)
+    evaluation = _evaluation(manifests.get("evaluate"))
     calibration = load_calibration(workspace, scorer_identity(settings))  # of this scorer, not of an earlier one
     analysis = manifests.get("analyze")
     statistics = Statistics.model_validate(analysis.report["statistics"]) if analysis else None
@@ -107,18 +86,19 @@ def _write(settings: Settings, workspace: Workspace, stopped: str | None) -> Pat
         "run.html.j2",
         title="Constitutional AI, Stage 3: report",
         settings=settings,
-        verdict=_verdict(stages, evaluation, stopped),
-        caution=CAUTION,
+        verdict=_verdict(stages, evaluation, workspace, stopped),
+        view=verdict_view(evaluation, workspace) if evaluation else None,
+        verdict_css=verdict_css(),
         rule=RULE,
+        made_of=MADE_OF,
         stages=stages,
-        evaluation=evaluation,
         trust=trust_line(calibration),
         calibration_plot=plot if calibration and (plot := workspace.picture("calibration")).exists() else None,
         statistics=statistics,
         findings=[Finding.model_validate(row) for row in analysis.report["findings"]] if analysis else [],
         gate=gate,
         shown_elsewhere=_shown_elsewhere(gate, training),
-        examples=_response_examples(workspace) if evaluation else _pair_examples(statistics),
+        pair_examples=[] if evaluation else _pair_examples(statistics),
         plots=_plots(workspace, manifests),
         training=training,
         settings_yaml=yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
@@ -163,62 +143,27 @@ def _staleness(manifest: Manifest, workspace: Workspace) -> str:
         for (stage, name), path in inputs.items()
         if stage == manifest.stage and manifest.fingerprint.get(name) != file_hash(path)
     ]
+    if manifest.stage == "train" and (note := exchanged(workspace)):
+        return f"{note}."
     if not changed:
         return ""
     return f"Out of date: the {changed[0].removeprefix('input ')} changed since. Run `cai {manifest.stage}` again."
 
 
-def _evaluation(manifest: Manifest | None, workspace: Workspace) -> Evaluation | None:
-    if manifest is None:
-        return None
-    by_category = {name: Comparison.model_validate(row) for name, row in manifest.report["by_category"].items()}
-    return Evaluation(
-        scorer=manifest.report["scorer"],
-        trust=trust_line(load_calibration(workspace, manifest.report["scorer"])),
-        judged=OWN_LABELLER if is_own_labeller(manifest.report["scorer"], manifest.report.get("labeller")) else "",
-        judgement=Judgement.model_validate(manifest.report["judgement"]),
-        groups=[
-            ("all prompts", Comparison.model_validate(manifest.report["overall"])),
-            *((READABLE_CATEGORY.get(name, name), comparison) for name, comparison in by_category.items()),
-        ],
-    )
+def _evaluation(manifest: Manifest | None) -> EvaluateReport | None:
+    return None if manifest is None else EvaluateReport.model_validate(manifest.report)
 
 
-def _verdict(stages: list[Stage], evaluation: Evaluation | None, stopped: str | None) -> Verdict:
+def _verdict(
+    stages: list[Stage], evaluation: EvaluateReport | None, workspace: Workspace, stopped: str | None
+) -> Verdict:
     if stopped is not None:
         return Verdict("bad", "Training was refused", stopped)
     if evaluation is not None:
-        judgement = evaluation.judgement
-        return Verdict(
-            _TONE[judgement.verdict], judgement.verdict.capitalize(), f"Stage 3 against Stage 2: {judgement.reason}."
-        )
+        return verdict_of(evaluation, workspace)
     first = next(stage for stage in stages if stage.manifest is None)
     headline = "Nothing was trained" if first.name in _STAGES[:5] else "Trained, but not evaluated"
     return Verdict("warning", headline, first.missing)
-
-
-def _response_examples(workspace: Workspace) -> list[Example]:
-    """The largest gains and the largest losses, and benign requests that Stage 3 alone refuses."""
-    responses = sorted(
-        map(Response.model_validate, read_jsonl(workspace.responses)), key=lambda response: response.delta
-    )
-    losses = [response for response in responses[:_EXAMPLES_SHOWN] if response.delta < 0]
-    gains = [response for response in reversed(responses[-_EXAMPLES_SHOWN:]) if response.delta > 0]
-    benign = (response for response in responses if response.category == BENIGN)
-    refused = [response for response in benign if response.stage3_refuses and not response.stage2_refuses]
-    refused = [response for response in refused[:_EXAMPLES_SHOWN] if response not in [*losses, *gains]]
-    groups = {"largest gain": gains, "largest loss": losses, "benign, now refused": refused}
-    return [_response_example(kind, response) for kind, group in groups.items() for response in group]
-
-
-def _response_example(kind: str, response: Response) -> Example:
-    delta = response.delta
-    return Example(
-        asked=response.prompt,
-        heading=f"{kind} · {READABLE_CATEGORY.get(response.category, response.category)}",
-        left=Side("Stage 2", response.stage2_score, response.stage2, wins=delta < 0),
-        right=Side("Stage 3", response.stage3_score, response.stage3, wins=delta > 0),
-    )
 
 
 def _pair_examples(statistics: Statistics | None) -> list[Example]:
@@ -260,7 +205,7 @@ def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Pa
     """The pictures of the stages that have run."""
     if "train" in manifests and workspace.history.exists():
         save_training_plot(workspace)
-    made_by = {"funnel": "analyze", "delta_by_outcome": "analyze", "training": "train", "refusals": "evaluate"}
+    made_by = {"funnel": "analyze", "delta_by_outcome": "analyze", "training": "train"}
     paths = {name: workspace.picture(name) for name, stage in made_by.items() if stage in manifests}
     return {name: path for name, path in paths.items() if path.exists()} | {
         name: None for name in made_by if name not in paths or not paths[name].exists()

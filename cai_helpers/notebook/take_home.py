@@ -1,0 +1,93 @@
+"""The last notebook: the verdict as a card, the report inside, what lies in the zip, and where it can go."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from pathlib import Path
+
+from IPython.display import HTML, Markdown, display
+
+from cai_helpers.artifacts.packing import NAME
+from cai_helpers.artifacts.record import verdict_of
+from cai_helpers.errors import CaiError
+from cai_helpers.notebook import colab, widgets
+from cai_helpers.notebook.markup import Html
+from cai_helpers.stages.export import ExportReport
+from cai_helpers.stages.push import PushReport, push_archive
+from cai_helpers.workspace import Workspace
+
+_COLOUR = {"better": "#009E73", "worse": "#D55E00", "over-refusing": "#D55E00"}
+_UNSURE = "#E69F00"
+
+
+def show_verdict(workspace: Workspace) -> None:
+    """The verdict of the evaluation as a card, or what is missing for one."""
+    found = verdict_of(workspace.manifest("evaluate"))
+    if found is None:
+        headline, reason, colour = "No verdict yet", "Run notebook 05_evaluate first.", _UNSURE
+    else:
+        headline, reason = found.verdict.capitalize(), f"Stage 3 against Stage 2: {found.reason}."
+        colour = _COLOUR.get(found.verdict, _UNSURE)
+    card = Html(
+        '<div style="border-left:8px solid {};padding:10px 16px;margin:8px 0;background:#F5F7FA;color:#1F2933">'
+        '<div style="font-size:1.5em;font-weight:bold">{}</div><div>{}</div></div>'
+    )
+    display(HTML(card.format(colour, headline, reason)))
+
+
+def show_page(page: Path, height: int = 620) -> None:
+    """A page inside the notebook, in a frame of its own: nothing in it can touch the notebook."""
+    frame = Html('<iframe sandbox srcdoc="{}" style="width:100%;height:{}px;border:1px solid #9AA5B1"></iframe>')
+    display(HTML(frame.format(page.read_text(encoding="utf-8"), height)))
+
+
+def show_contents(report: ExportReport) -> None:
+    """What lies in the zip, the largest first, and how large the download is."""
+    title = f"{Path(report.path).name}: {report.bytes / 1e6:.1f} MB to download, {report.files} files"
+    widgets.show_table(title, [{"in the zip": name, "unpacked": size} for name, size in report.contents()])
+
+
+def show_text(archive: Path, name: str) -> None:
+    """A Markdown page of the zip."""
+    with zipfile.ZipFile(archive) as zipped:
+        display(Markdown(zipped.read(f"{NAME}/{name}").decode()))
+
+
+def copy_to_drive(archive: Path, folder: str = "constitutional_ai") -> Path | None:
+    """Copy the zip to a folder of Drive and compare it there; elsewhere than in Colab say where it lies."""
+    if not colab.in_colab():
+        print(f"No Drive here. The zip is {archive}")
+        return None
+    return copy_checked(archive, colab.mount_drive() / folder)
+
+
+def copy_checked(archive: Path, folder: Path) -> Path:
+    """The copy, whose bytes are those of the archive.
+
+    Raises:
+        CaiError: they are not; a drive may be full.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target, draft = folder / archive.name, folder / f"{archive.name}.tmp"
+    shutil.copyfile(archive, draft)
+    if draft.read_bytes() != archive.read_bytes():
+        draft.unlink()
+        raise CaiError(
+            f"The copy in {folder} is not what was copied.", "See whether the drive is full; then run it again."
+        )
+    draft.replace(target)
+    print(f"Copied and compared: {target}")
+    return target
+
+
+def push(archive: Path, to: str, dataset: str, public: bool, send: bool, overwrite: bool = False) -> PushReport | None:
+    """Push as the form says; without `send` only list what would go. Empty names are no repositories."""
+    if not to and not dataset:
+        print("No repository is named: nothing goes to the Hub.")
+        return None
+    report = push_archive(
+        archive, to or None, dataset or None, public, dry_run=not send, may_overwrite=lambda question: overwrite
+    )
+    widgets.show(report)
+    return report
