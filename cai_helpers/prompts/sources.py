@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +14,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import EMBEDDED, from_hub, locate
 from cai_helpers.schema import BENIGN, HARMFUL, Message, Messages, Role
 from cai_helpers.settings import Prompts
-from cai_helpers.store import read_jsonl
+from cai_helpers.store import is_text, read_jsonl, read_text
 
 # Where a conversation stands, in the order of preference. `chosen` and `rejected` end on a response, which is cut off.
 _COLUMNS = ("messages", "conversations", "conversation", "prompt", "chosen", "question", "instruction", "text")
@@ -37,7 +40,7 @@ class Row(NamedTuple):
 
 
 def read_rows(source: str, settings: Prompts) -> Iterator[Row]:
-    """Rows of a file (.jsonl, .jsonl.gz, .parquet, .txt), of a folder of such files, or of a Hub dataset.
+    """Rows of a file (.jsonl, .jsonl.gz, .parquet, .csv, .txt), of a folder of such files, or of a Hub dataset.
 
     Raises:
         CaiError: there is no such file or dataset, or it is of another kind.
@@ -75,23 +78,27 @@ def _read_file(path: Path, name: str, settings: Prompts) -> Iterator[Row]:
     elif path.suffix == ".parquet":
         values = _read_parquet(path)
     elif path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: it also splits inside a line
+        lines = read_text(path).split("\n")  # not splitlines: it also splits inside a line
         values = ({"prompt": line} for line in lines if line.strip())
+    elif path.suffix == ".csv":
+        values = iter(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))
     else:
-        raise CaiError(f"{path.name}: this kind of file is not read.", "Give .jsonl, .jsonl.gz, .parquet or .txt.")
+        raise CaiError(
+            f"{path.name}: this kind of file is not read.", "Give .jsonl, .jsonl.gz, .parquet, .csv or .txt."
+        )
     for value in values:
         yield _row(value, path.name, name, settings)
 
 
 def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import ArrowException, parquet
 
     try:
-        file = parquet.ParquetFile(path)
-    except ArrowInvalid as error:
-        raise CaiError(f"{path.name} is not a Parquet file: {error}", "Write it again.") from error
-    for batch in file.iter_batches():
-        yield from batch.to_pylist()
+        for batch in parquet.ParquetFile(path).iter_batches():
+            yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:  # OSError: pages that cannot be unpacked
+        reason = str(error).splitlines()[0]
+        raise CaiError(f"{path.name} is no whole Parquet file: {reason}", "Download or write it again.") from error
 
 
 def _read_dataset(source: str, settings: Prompts) -> Iterator[Row]:
@@ -99,9 +106,8 @@ def _read_dataset(source: str, settings: Prompts) -> Iterator[Row]:
     from datasets import load_dataset
 
     for subset in settings.subsets if source.endswith("hh-rlhf") else [None]:
-        dataset = from_hub(
-            lambda subset=subset: load_dataset(locate(source), data_dir=subset, split=settings.split), source
-        )
+        load = partial(load_dataset, locate(source), data_dir=subset, split=settings.split)
+        dataset = from_hub(load, source)
         name = f"{source}/{subset}" if subset else source
         for value in dataset:
             yield _row(value, name, name, settings)
@@ -149,10 +155,12 @@ def as_prompt_messages(value: Any) -> Messages:
         raise Malformed("neither text nor a list of messages")
     while messages and messages[-1]["role"] == "assistant":
         messages.pop()
-    if not messages:
+    if not messages or messages[-1]["role"] != "user":
         raise Malformed("no user turn")
     if any(not message["content"] for message in messages):
         raise Malformed("an empty turn")
+    if not all(is_text(message["content"]) for message in messages):
+        raise Malformed("a broken character (half of a surrogate pair)")
     roles = [message["role"] for message in messages if message["role"] != "system"]
     if roles[::2] != ["user"] * len(roles[::2]) or roles[1::2] != ["assistant"] * len(roles[1::2]):
         raise Malformed("user and assistant do not alternate")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice, zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cai_helpers import settings as settings_module
 from cai_helpers.errors import CaiError
@@ -18,6 +19,8 @@ from cai_helpers.prompts.sources import Malformed, conversation, read_rows
 from cai_helpers.schema import Messages, Prompt, StageReport
 from cai_helpers.store import write_json, write_jsonl
 from cai_helpers.workspace import Workspace
+
+_ID = re.compile(r"[0-9a-f]{16}")  # as prompt_id makes it
 
 
 class PromptSplit(NamedTuple):
@@ -125,7 +128,7 @@ def _pool(source: str, settings: settings_module.Prompts, seed: int, tally: _Tal
         except Malformed as reason:
             tally.skipped[str(reason)] += 1
             continue
-        name = prompt_id(messages)
+        name = _kept_id(row.value) or prompt_id(messages)
         if name in seen:
             tally.duplicates += 1
             continue
@@ -135,6 +138,12 @@ def _pool(source: str, settings: settings_module.Prompts, seed: int, tally: _Tal
     for prompts in by_source.values():
         prompts.sort(key=lambda prompt: hashlib.sha256(f"{seed}:{prompt.id}".encode()).digest())
     return [prompt for round_of in zip_longest(*by_source.values()) for prompt in round_of if prompt is not None]
+
+
+def _kept_id(row: dict[str, Any]) -> str | None:
+    """The id in a row that `write_prompts` wrote: its messages may be folded, and the id is of what they were."""
+    written = row.keys() == Prompt.model_fields.keys() and isinstance(row["id"], str) and _ID.fullmatch(row["id"])
+    return row["id"] if written else None
 
 
 def _fitting(

@@ -12,6 +12,7 @@ from cai_helpers.calibration.accuracy import trust_of_pairs
 from cai_helpers.calibration.threshold import threshold_of
 from cai_helpers.contents import file_hash
 from cai_helpers.measures.intervals import Interval
+from cai_helpers.measures.refusals import agreement
 from cai_helpers.pages.pair_pictures import save_pair_plots
 from cai_helpers.pages.pairs_page import write_pairs_page
 from cai_helpers.schema import StageReport, Target
@@ -109,6 +110,7 @@ def statistics_lines(statistics: Statistics) -> list[tuple[str, str]]:
         ("  where both answer or both refuse", _length(statistics.length_bias_like_for_like)),
         ("answer → refusal", f"{moved.answer_to_refusal}; refusal → answer {moved.refusal_to_answer}; "
          f"both answer {moved.answer_to_answer}; both refuse {moved.refusal_to_refusal}"),
+        ("counter of refusals", agreement().sentence()),
         ("prompts without context", f"{_percent(statistics.context_free)}; {statistics.multi_turn} have earlier turns"),
         ("repeated prompts", str(statistics.duplicates)),
     ]  # fmt: skip

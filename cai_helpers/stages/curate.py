@@ -14,13 +14,15 @@ from cai_helpers.calibration.threshold import Threshold, threshold_of
 from cai_helpers.contents import file_hash
 from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.overrides import read_overrides
-from cai_helpers.curation.rules import DROP_MEANING, RULES, Curation, Overruled, curate, refuses_over_answer
+from cai_helpers.curation.rules import DROP_MEANING, RULES, Curation, Overruled, OwnPairs, curate, refuses_over_answer
 from cai_helpers.curation.split import held_out_ids, held_out_rule
+from cai_helpers.errors import CaiError
+from cai_helpers.evaluation.builtin import PROMPT_SETS, load_prompts
 from cai_helpers.manifest import Fingerprint, section
-from cai_helpers.measures.refusals import is_refusal
-from cai_helpers.schema import PreferenceRow, StageReport, Target, UnpairedRow
+from cai_helpers.measures.refusals import agreement, is_refusal
+from cai_helpers.schema import PreferenceRow, ScoredPair, StageReport, Target, UnpairedRow
 from cai_helpers.settings import Settings
-from cai_helpers.store import write_json, write_jsonl
+from cai_helpers.store import is_text, read_jsonl, write_json, write_jsonl
 from cai_helpers.workspace import Workspace, holds_workspace
 
 
@@ -36,6 +38,7 @@ class CurateReport(StageReport):
     refusals_rejected: int  # the other way round
     min_pairs: int
     overruled: Overruled
+    own: OwnPairs = OwnPairs()  # pairs that a person made in the chat; among the kept
     one_sided: dict[str, int]  # reason → answers of dropped pairs that are good or bad by themselves, for KTO
     least_delta: str = ""  # the least score difference of a training row and where it comes from; "": a plain 0
     advice: str | None = None  # on sampled pairs whose differences all count
@@ -56,7 +59,9 @@ class CurateReport(StageReport):
             ("chosen side", ", ".join(f"{side} {count}" for side, count in self.chosen.items()) or "none"),
             ("prefers a refusal over an answer", str(self.refusals_chosen)),
             ("prefers an answer over a refusal", str(self.refusals_rejected)),
+            ("counter of refusals", agreement().sentence()),
             *_overruled_lines(self.overruled),
+            *_own_lines(self.own),
             ("one side trustworthy (for KTO)", ", ".join(f"{n} {why}" for why, n in self.one_sided.items()) or "none"),
             *([("least score difference", self.least_delta)] if self.least_delta else []),
             *([] if self.advice is None else [("advice", self.advice)]),
@@ -66,7 +71,7 @@ class CurateReport(StageReport):
 
     def summary(self) -> list[tuple[str, str]]:
         missed = [target.name for target in self.gate if not target.ok]
-        named = ("kept", "overruled", "least score difference", "advice")
+        named = ("kept", "overruled", "from the chat", "least score difference", "advice")
         shown = [line for line in self.lines() if line[0] in named or line[0].startswith("dropped")]
         return [*shown, ("gate", "all targets met" if not missed else f"falls short in: {', '.join(missed)}")]
 
@@ -97,8 +102,10 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
         return report.model_copy(update={"trust": trust})
 
     pairs = list(read_pairs(source))
+    _require_text(pairs, source)
     rules = settings.curate.with_least_delta(threshold.value if threshold.trusted else math.inf)
-    curation = curate(pairs, read_overrides(workspace.overrides), rules, settings.seed)
+    overrides = read_overrides(workspace.overrides)
+    curation = curate(pairs, overrides, rules, settings.seed, _held_out_prompts(workspace))
     statistics = analyze_frame(pair_frame(pairs), max(TIE, threshold.value))
     ids = {row.id for row in curation.rows}
     eval_ids = held_out_ids(ids, settings.curate.eval_fraction, settings.seed)
@@ -117,6 +124,12 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     write_json(workspace.curation_stats, report.model_dump())
     workspace.seal("curate", fingerprint, outputs, report)
     return report
+
+
+def _held_out_prompts(workspace: Workspace) -> set[str]:
+    """Ids of the prompts that evaluation asks, of this run and built in."""
+    held_out = {row["id"] for row in read_jsonl(workspace.eval_prompts)} if workspace.eval_prompts.exists() else set()
+    return held_out | {prompt.id for name in PROMPT_SETS for prompt in load_prompts(name)}
 
 
 def _fingerprint(settings: Settings, workspace: Workspace, source: Path, outputs: list[Path]) -> Fingerprint:
@@ -153,6 +166,7 @@ def _report(
         refusals_rejected=sum(map(_answers_over_refusal, rows)),
         min_pairs=settings.curate.min_pairs,
         overruled=curation.overruled,
+        own=curation.own,
         one_sided=dict(Counter(row.reason for row in extra).most_common()),
         gate=check_targets(statistics, len(rows), refusing / len(rows) if rows else None, settings.curate),
         trust=None,
@@ -182,3 +196,27 @@ def _overruled_lines(overruled: Overruled) -> list[tuple[str, str]]:
     elsewhere = f"; {overruled.elsewhere} decisions are about pairs that are not here" if overruled.elsewhere else ""
     kept = f"{overruled.kept} kept as a person decided, {overruled.against_reward} of them against the reward model"
     return [("overruled", f"{kept}; {overruled.dropped} dropped{elsewhere}")]
+
+
+def _own_lines(own: OwnPairs) -> list[tuple[str, str]]:
+    if not any(own):
+        return []
+    left_out = [
+        (own.held_out, "left out, because evaluation asks their prompt"),
+        (own.alike, "left out, because both answers are the same"),
+    ]
+    told = [f"{own.added} pairs of your own", *(f"{count} {why}" for count, why in left_out if count)]
+    return [("from the chat", "; ".join(told))]
+
+
+def _require_text(pairs: list[ScoredPair], source: Path) -> None:
+    """
+    Raises:
+        CaiError: a text holds half of a surrogate pair, as JSON can.
+    """
+    for number, pair in enumerate(pairs, start=1):
+        if not is_text(f"{pair.prompt}{pair.base_response}{pair.revised_response}"):
+            raise CaiError(
+                f"{source}, row {number}: a text holds a broken character (half of a surrogate pair).",
+                "Correct or remove that row: no tokenizer takes it.",
+            )

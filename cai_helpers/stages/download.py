@@ -63,9 +63,10 @@ def _fetch_from_hub(name: str, workspace: Workspace) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
     info = from_hub(lambda: HfApi().model_info(name, files_metadata=True), name)
-    has_safetensors = any(file.rfilename.endswith(".safetensors") for file in info.siblings)
+    files = info.siblings or []
+    has_safetensors = any(file.rfilename.endswith(".safetensors") for file in files)
     patterns = _PATTERNS if has_safetensors else _PATTERNS + _PICKLE
-    needed = sum(file.size or 0 for file in info.siblings if _matches(file.rfilename, patterns))
+    needed = sum(file.size or 0 for file in files if _matches(file.rfilename, patterns))
     free = free_disk(Path(constants.HF_HUB_CACHE))
     if needed > free:
         raise CaiError(

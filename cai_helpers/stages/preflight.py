@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from cai_helpers.critique.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
+from cai_helpers.evaluation.prompt_sets import answers_wanted
 from cai_helpers.machine.hardware import GIB, Machine, this_machine, usable_memory, use_threads
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import portion
@@ -130,7 +131,7 @@ def _generate(settings: Settings, workspace: Workspace, scratch: Workspace, say:
     together = portion(critic.drafter, settings.generate.batch_size)
     batch = sorted(prompts, key=lambda prompt: -len(prompt.text))[:together]
     started = time.monotonic()
-    traces = list(make_traces(critic, batch))
+    traces = [trace for ended in make_traces(critic, batch) for trace in ended]
     seconds = time.monotonic() - started
     if not traces:
         raise CaiError("Not one of the pairs was generated.", "See the messages above; run `cai doctor`.")
@@ -169,7 +170,7 @@ def _report(
     seconds: float,
 ) -> PreflightReport:
     generate, evaluate = settings.generate, settings.evaluate
-    answers = 2 * min(made.eval_prompts, evaluate.limit or made.eval_prompts)
+    answers = answers_wanted(settings, made.eval_prompts)
     answer = made.seconds * evaluate.max_tokens / (generate.draft_tokens + generate.critic_tokens)
     steps = " and ".join(f"{phase.steps} {phase.phase.upper()} steps" for phase in rehearsal.phases)
     return PreflightReport(

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
 from cai_helpers.contents import file_hash
 from cai_helpers.machine.hardware import use_threads
+from cai_helpers.machine.processes import is_main_process
 from cai_helpers.readiness.needs import require_ready
 from cai_helpers.schema import SAMPLED, ScoredPair, Side, StageReport, Trace
 from cai_helpers.scoring.judge import Judged, PairScores, judge_pairs, scorer_identity
@@ -74,6 +75,7 @@ def score_pairs(settings: Settings, workspace: Workspace) -> ScoreReport:
     """Score every trace of the prompts at hand and write pairs/pairs.jsonl.
 
     Scores are kept by what was asked in pairs/scores.jsonl: a killed call resumes, an unchanged text is never scored twice.
+    Under `accelerate launch` the texts are shared out; the rows are the same as from one process.
 
     Raises:
         CaiError: there are no traces, or the reward model cannot be loaded, is read the wrong way, or fails.
@@ -101,7 +103,8 @@ def score_pairs(settings: Settings, workspace: Workspace) -> ScoreReport:
         _pair(trace, list(islice(scores, len(of_trace))), settings)
         for trace, of_trace in zip(traces, asked, strict=True)
     ]
-    write_jsonl(workspace.pairs, (pair.model_dump() for pair in pairs))
+    if is_main_process():
+        write_jsonl(workspace.pairs, (pair.model_dump() for pair in pairs))
     report = _report(scorer_identity(settings), pairs, judged, time.monotonic() - started)
     report = report.model_copy(update={"trust": trust_line(load_calibration(workspace, report.scorer))})
     workspace.seal("score", fingerprint, [workspace.pairs], report)

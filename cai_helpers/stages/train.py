@@ -13,13 +13,15 @@ from cai_helpers.calibration.threshold import NO_DIFFERENCE_TRUSTED
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.machine.hardware import Dtype, choose_dtype, this_machine, use_threads
-from cai_helpers.manifest import Fingerprint, plain, section
+from cai_helpers.machine.processes import is_main_process, require_whole_models, this_process
+from cai_helpers.manifest import Fingerprint, hash_of_fingerprint, plain, section
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.hub import identity
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.readiness.needs import require_ready
 from cai_helpers.schema import Target
 from cai_helpers.settings import Settings
+from cai_helpers.training.load import load_of_each
 from cai_helpers.training.outcome.dpo import DpoReport
 from cai_helpers.training.outcome.kto import KtoReport
 from cai_helpers.training.outcome.sft import SftReport
@@ -52,26 +54,34 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
 
     By DPO, by KTO, by supervised fine-tuning, or by that and DPO: train.method.
 
+    Under `accelerate launch` each step's batches are shared out by DDP; the effective batch, the steps and what they are made of
+    are those of one process, and checkpoints go on with any number of processes.
+
     A second call with the same data and settings goes on from the newest good checkpoint, or finds nothing to do.
     fresh: move what earlier calls made to archive/ and start over.
     watch: is given the history after each row, to show it; the lines of the steps then go to logs/run.log alone.
 
     Raises:
+        CaiError: the processes that were launched cannot share a step, or the method trains in one.
         NotEnoughPairs: fewer pairs than curate.min_pairs; the message has the counts and the reasons.
         TrainingRefused: another line of the gate falls short, and curate.strict is set.
         SettingsChanged: training was begun with other data or settings; the message is the difference.
         CaiError: a check before the first update fails, the loss or a gradient is not finite, memory runs out.
     """
+    require_whole_models()
+    processes = this_process()
+    load_of_each(settings.train, processes.count)  # raises where it cannot be divided
     if fresh:
         require_ready(settings, workspace, "train")  # before anything is moved
         start_over(settings, workspace)
+        processes.wait()
     fingerprint = _fingerprint(settings, workspace)
     pairs = len(read_rows(workspace.train_rows)) + len(read_rows(workspace.eval_rows))
     _require_enough(pairs, settings, workspace)
     _heed_gate(settings, workspace)
     if not workspace.manifest_of("train").exists():
         require_ready(settings, workspace, "train")  # before it counts as begun with what is broken
-    workspace.begin("train", fingerprint)
+    workspace.begin("train", fingerprint | _order(settings, workspace))
     expected: dict[str, type[Report]] = {"sft": SftReport, "kto": KtoReport}
     report_type = expected.get(settings.train.method, DpoReport)
     if (report := workspace.finished("train", fingerprint, report_type)) is not None:
@@ -83,12 +93,15 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
     data = _load_data(settings, workspace)
 
     from cai_helpers.pages.training_picture import save_training_plot
+    from cai_helpers.training.policy.lora import stamp_settings
     from cai_helpers.training.trainer import explained_memory, quiet_libraries
 
     with quiet_libraries(), explained_memory(settings.train):
         report = _train(settings, workspace, data, fingerprint, fresh, watch)
     release_memory()  # the evaluation loads models of its own
-    save_training_plot(workspace)
+    if processes.is_main:
+        stamp_settings(workspace.adapter, hash_of_fingerprint(fingerprint))
+        save_training_plot(workspace)
     workspace.note_metrics("train", report)
     workspace.seal("train", fingerprint, [workspace.adapter], report)
     return report
@@ -118,6 +131,13 @@ def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:
         **section("train", settings.train, exclude=_WITHOUT_EFFECT),
         **(section("alarms", settings.alarms) if settings.train.stop_early else {}),  # then they decide how long it is
     }
+
+
+def _order(settings: Settings, workspace: Workspace) -> Fingerprint:
+    """How DPO's pairs are put in order; a complete run of an earlier order stays complete, a half-done one must not go on."""
+    begun = workspace.begun("train")
+    complete_before = workspace.manifest_of("train").exists() and begun is not None and "order of pairs" not in begun
+    return {} if complete_before or "dpo" not in settings.train.method else {"order of pairs": "like lengths together"}
 
 
 def _one_sided(settings: Settings, workspace: Workspace) -> Fingerprint:
@@ -271,7 +291,7 @@ def _copies(
 ) -> Copies | None:
     """fresh: what was copied out before is set aside, so that nothing of it is gone on from."""
     copies = open_copies(settings.train.copy_to, fingerprint, lambda message: workspace.say("train", message), phase)
-    if fresh and copies is not None:
+    if fresh and copies is not None and is_main_process():
         copies.set_aside()
     return copies
 
