@@ -21,6 +21,8 @@ _HOME = {  # public name → the module it lives in
     "calibrate_scorer": "stages.calibrate",
     "change_settings": "settings",
     "check_path": "stages.preflight",
+    "compare_constitutions": "stages.principles",
+    "compare_principles": "stages.principles",
     "compare_protocols": "stages.bakeoff",
     "compare_scorers": "stages.compare_scorers",
     "curate_pairs": "stages.curate",
@@ -28,10 +30,14 @@ _HOME = {  # public name → the module it lives in
     "evaluate_models": "stages.evaluate",
     "export_artifacts": "stages.export",
     "generate_pairs": "stages.generate",
+    "import_archive": "stages.take_in",
     "load_settings": "settings",
+    "plan_run": "planning.plan",
+    "push_archive": "stages.push",
     "run_stage3": "pipeline",
     "score_pairs": "stages.score",
     "train_policy": "stages.train",
+    "verify_archive": "stages.verify",
     "write_run_report": "pages.run_page",
 }
 __all__ = ["__version__", *_HOME]

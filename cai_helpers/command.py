@@ -1,23 +1,31 @@
 """A function of settings and workspace → a command with the options that all share, its errors told and its exit code."""
 
-from __future__ import annotations
-
 import inspect
+import json
 import os
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cai_helpers import failures
 from cai_helpers.errors import CaiError, StoppedByHand
+from cai_helpers.machine.processes import (
+    is_main_process,
+    let_main_speak_first,
+    loss_of_another,
+    require_one_process,
+)
 from cai_helpers.paths import DEFAULT_ROOT
-from cai_helpers.schema import StageReport
-from cai_helpers.settings import Settings, load_settings
-from cai_helpers.workspace import Workspace
+from cai_helpers.terminal import visible
 
-_STOPPED = StoppedByHand("Stopped by hand.", "What is on disk stays: run the same command again to go on.")
+if TYPE_CHECKING:  # pydantic is behind them
+    from cai_helpers.schema import StageReport
+    from cai_helpers.settings import Settings
+    from cai_helpers.workspace import Workspace
+
 _DEBUG = inspect.Parameter(
     "debug",
     inspect.Parameter.KEYWORD_ONLY,
@@ -52,12 +60,18 @@ def shared_options(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a setting, e.g. --set train.beta=0.2. Repeatable.")
     ] = None,
-) -> tuple[Settings, Workspace]:
+) -> "tuple[Settings, Workspace]":
     """The options every command takes, read into settings and a workspace."""
+    from cai_helpers.settings import load_settings
+    from cai_helpers.workspace import Workspace
+
     space = Workspace(workspace)
-    changes = [f"models.base={model}"] if model else []
-    changes += [f"models.adapter={'null' if adapter == 'none' else adapter}"] if adapter else []
-    changes += [f"prompts.source={prompts}", "prompts.eval_source=null"] if prompts else []
+    changes = [f"models.base={_named(model, '--model')}"] if model is not None else []
+    if adapter is not None:
+        changes.append(f"models.adapter={'null' if adapter == 'none' else _named(adapter, '--adapter')}")
+    changes += (
+        [f"prompts.source={_named(prompts, '--prompts')}", "prompts.eval_source=null"] if prompts is not None else []
+    )
     changes += [f"prompts.limit={limit}"] if limit else []
     changes += [f"seed={seed}"] if seed is not None else []
     changes += ["cpu=true"] if cpu else []
@@ -66,8 +80,10 @@ def shared_options(
     return settings, space
 
 
-def make_command(function: Callable[..., StageReport | int]) -> Callable[..., None]:
+def make_command(function: Callable[..., "StageReport | int"], shares_work: bool = False) -> Callable[..., None]:
     """`function(settings, workspace, …own options)` as a command that takes the shared options as well.
+
+    shares_work: several processes of an `accelerate launch` may run it together; others are refused there.
 
     Typer reads options from a signature; writing the nine shared ones into each command would be nine copies. An
     option of the function's own takes the place of a shared one of the same name.
@@ -78,46 +94,85 @@ def make_command(function: Callable[..., StageReport | int]) -> Callable[..., No
     own = _parameters(function)[2:]
     names = {parameter.name for parameter in own}
     shared = [parameter for parameter in _parameters(shared_options) if parameter.name not in names]
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*own, *shared, _DEBUG]]
 
-    def command(debug: bool, **options: Any) -> None:
+    def work(**options: Any) -> "StageReport | int":
         of_function = {name: options.pop(name) for name in names}
-        code = _run(lambda: function(*shared_options(**options), **of_function), debug)
+        if not shares_work:
+            require_one_process(function.__name__)
+        if (previous := of_function.get("previous")) is not None and options["preset"] is None:
+            options["preset"] = _settings_of(options["workspace"]) or _settings_of(previous)
+        return function(*shared_options(**options), **of_function)
+
+    return _as_command(work, function, [*own, *shared])
+
+
+def _settings_of(root: Path) -> str | None:
+    """The file of settings of a workspace, where there is one."""
+    from cai_helpers.workspace import Workspace
+
+    file = Workspace(root).settings_file
+    return str(file) if file.exists() else None
+
+
+def make_plain_command(function: Callable[..., "StageReport | int"]) -> Callable[..., None]:
+    """`function(…own options)` as a command: of an archive, which brings its own settings. It ends as the others do."""
+    return _as_command(function, function, _parameters(function))
+
+
+def _as_command(
+    work: Callable[..., "StageReport | int"], named: Callable[..., Any], options: list[inspect.Parameter]
+) -> Callable[..., None]:
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in [*options, _DEBUG]]
+
+    def command(debug: bool, **given: Any) -> None:
+        os.umask(0o077)  # prompts, answers and a person's decisions are nobody else's on a shared machine
+        code = _run(lambda: work(**given), debug)
         if code:
             raise typer.Exit(code)
 
-    command.__name__ = function.__name__
-    command.__doc__ = function.__doc__
+    command.__name__ = named.__name__
+    command.__doc__ = named.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     vars(command)["__signature__"] = inspect.Signature(parameters)
     return command
 
 
-def show(report: StageReport) -> None:
+def show(report: "StageReport") -> None:
     """Print a report as an aligned table."""
+    if not is_main_process():
+        return
     typer.secho(f"\n{report.title()}", bold=True)
     lines = report.lines()
     width = max((len(name) for name, _ in lines), default=0)
     for name, value in lines:
-        typer.echo(f"  {name.ljust(width)}  " + value.replace("\n", "\n" + " " * (width + 4)))
+        typer.echo(f"  {name.ljust(width)}  " + visible(value).replace("\n", "\n" + " " * (width + 4)))
+
+
+def _named(value: str, option: str) -> str:
+    """A name from the command line as YAML text: a path may hold what YAML takes for something else ("my data #2.jsonl")."""
+    if not value.strip():
+        raise CaiError(f"{option} is empty.", "Give a name, or leave the option out.")
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    return list(inspect.signature(function, eval_str=True).parameters.values())
+    return list(inspect.signature(function).parameters.values())
 
 
-def _run(work: Callable[[], StageReport | int], debug: bool) -> int:
+def _run(work: Callable[[], "StageReport | int"], debug: bool) -> int:
     """The exit code; what `work` reports, or why it ended, is printed."""
     try:
         result = work()
-        if isinstance(result, StageReport):
-            show(result)
-            return 0
-        return result
-    except (CaiError, KeyboardInterrupt) as ending:
-        error = ending if isinstance(ending, CaiError) else _STOPPED
+        if isinstance(result, int):
+            return result
+        show(result)
+        return 0
+    except (Exception, KeyboardInterrupt) as ending:  # noqa: BLE001 - a command never ends in a traceback
+        let_main_speak_first()
+        error = failures.told(ending) or loss_of_another(ending) or failures.unexpected(ending)
         if debug:
             traceback.print_exception(ending)
-        typer.secho(error.what if isinstance(error, StoppedByHand) else f"Error: {error.what}", fg="red", err=True)
-        typer.echo(error.todo, err=True)
+        what = error.what if isinstance(error, StoppedByHand) else f"Error: {error.what}"
+        typer.secho(visible(what), fg="red", err=True)
+        typer.echo(visible(error.todo), err=True)
         return error.exit_code

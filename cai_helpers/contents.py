@@ -27,11 +27,16 @@ _KNOWN: dict[_State, str] = {}  # over the life of the process
 def file_hash(path: Path) -> str | None:
     """sha256 of a file; of a folder, over the names and hashes of the files below it; None if there is none."""
     if path.is_dir():
-        digest = hashlib.sha256()
-        for name, file_digest in hashes_below(path).items():
-            digest.update(f"{name}\0{file_digest}\0".encode())
-        return digest.hexdigest()
+        return hash_of_hashes(hashes_below(path))
     return _hash_of_file(path) if path.is_file() else None
+
+
+def hash_of_hashes(hashes: dict[str, str]) -> str:
+    """What `file_hash` says of a folder that holds files of these hashes, by their paths in there."""
+    digest = hashlib.sha256()
+    for name in sorted(hashes, key=lambda name: Path(name)):
+        digest.update(f"{name}\0{hashes[name]}\0".encode())
+    return digest.hexdigest()
 
 
 def hashes_below(folder: Path) -> dict[str, str]:

@@ -30,6 +30,12 @@ class TrainingRefused(CaiError):
     exit_code = 3
 
 
+class RoundsEnded(CaiError):
+    """The round before is not worth going on from. Not a crash: its results stand."""
+
+    exit_code = 3
+
+
 class NotEnoughPairs(TrainingRefused):
     """Too few usable pairs are left."""
 

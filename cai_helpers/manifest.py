@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,9 @@ from cai_helpers.store import read_json
 
 _LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "huggingface_hub")
 _PACKAGE = "cai_helpers"
+SETTINGS_HASH = "cai_settings_sha256"  # in the metadata of an adapter's weights: hash_of_fingerprint of its training
+_CONTENT = re.compile(r"\([0-9a-f]{12}\)")  # models.hub.identity writes it behind a folder's name
+_PATH = ("/", "./", "../", "~")
 
 Fingerprint = dict[str, Any]  # what a stage's result depends on: setting or "input …" → value or hash
 
@@ -65,13 +70,29 @@ def plain(fingerprint: Fingerprint) -> Fingerprint:
     return json.loads(json.dumps(fingerprint))
 
 
+def hash_of_fingerprint(fingerprint: Fingerprint) -> str:
+    """sha256 of what a result depended on."""
+    return hashlib.sha256(json.dumps(plain(fingerprint), sort_keys=True).encode()).hexdigest()
+
+
 def difference(before: Fingerprint, now: Fingerprint) -> list[str]:
     """Readable lines, one for each entry that differs."""
     return [
         f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted({*before, *now})
-        if before.get(name) != now.get(name)
+        if not _same(before.get(name), now.get(name))
     ]
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Equal, or the same thing in another place: a folder by the hash beside its name, a file by its name, since the hash
+    of what is in it is an entry of its own."""
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return before == now
+    first, second = _CONTENT.search(before), _CONTENT.search(now)
+    if first and second:
+        return (first[0], before[first.end() :]) == (second[0], now[second.end() :])
+    return all(text.startswith(_PATH) for text in (before, now)) and Path(before).name == Path(now).name
 
 
 def section(name: str, settings: BaseModel, exclude: set[str] | None = None) -> Fingerprint:

@@ -30,6 +30,8 @@ class RunPaths:
         self.bakeoff = self.bakeoff_dir / "result.json"
         self.bakeoff_drafts = self.bakeoff_dir / "drafts.jsonl"  # the same for all protocols
         self.bakeoff_scores = self.bakeoff_dir / "scores.jsonl"
+        self.principles_dir = self.root / "principles"  # revisions under one principle or constitution alone
+        self.own_constitution = self.root / "constitution.yaml"
         self.dataset_dir = self.root / "dpo_dataset"
         self.train_rows = self.dataset_dir / "train.jsonl"
         self.eval_rows = self.dataset_dir / "eval.jsonl"
@@ -52,8 +54,16 @@ class RunPaths:
         self.evaluation_dir = self.root / "evaluation"
         self.answers = self.evaluation_dir / "answers.jsonl"
         self.evaluation_scores = self.evaluation_dir / "scores.jsonl"
+        self.log_probabilities = self.evaluation_dir / "log_probabilities.jsonl"
         self.responses = self.evaluation_dir / "responses.jsonl"
+        self.rounds_dir = self.root / "rounds"  # where the run goes on from an earlier one
+        self.rounds = self.rounds_dir / "rounds.json"
+        self.rounds_before = self.rounds_dir / "before.json"
+        self.rounds_held_out = self.rounds_dir / "held_out.jsonl"
+        self.first_responses = self.rounds_dir / "first_responses.jsonl"
+        self.blind_answers = self.evaluation_dir / "blind.jsonl"
         self.export_dir = self.root / "export"
+        self.zip = self.export_dir / "stage3_constitutional.zip"
         self.settings_file = self.root / "settings.json"
         self.manifests = self.root / "manifests"
         self.reference_record = self.manifests / "reference.json"
@@ -61,10 +71,6 @@ class RunPaths:
     def share_of_traces(self, process: int) -> Path:
         """The file one of several processes writes to: two writers in one file would tear each other's rows."""
         return self.pairs_dir / f"traces.{process}.jsonl"
-
-    def shares_of_traces(self) -> list[Path]:
-        """The files of all processes, also of an earlier call that was killed."""
-        return sorted(self.pairs_dir.glob("traces.*.jsonl"))
 
     def traces_of_protocol(self, protocol: str) -> Path:
         """What a protocol made of the bake-off's drafts."""

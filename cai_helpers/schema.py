@@ -163,6 +163,19 @@ class Trace(Record):
             del row["drafts"]
         return row
 
+    def readable(self) -> str:
+        """All that was said about the prompt, for a person."""
+        if self.drafts:
+            said = {f"SAMPLE {number}": draft.text for number, draft in enumerate(self.drafts, start=1)}
+        else:
+            said = {
+                "DRAFT": self.draft,
+                "PRINCIPLES": ", ".join(self.principle_ids),
+                "CRITIC": "\n".join(self.critic_outputs),
+            }
+        parts = {"PROMPT": self.prompt.text, **said, "OUTCOME": f"{self.outcome}: {self.reason}"}
+        return "\n".join(f"  {name.ljust(10)} " + text.replace("\n", "\n" + " " * 13) for name, text in parts.items())
+
 
 class ScoredPair(Record):
     """A trace with both reward scores; the first eight columns are the ones the method's users have on disk.

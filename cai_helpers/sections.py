@@ -12,7 +12,7 @@ USUAL_REWARD = "OpenAssistant/reward-model-deberta-v3-large-v2"
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 class RewardSource(Section):
@@ -68,7 +68,8 @@ class Generate(Section):
     protocol: str = (
         "auto"  # see assets/protocols.yaml; "single/short+2" shows 2 demonstrations; auto: what a bake-off recommends
     )
-    critic: Literal["local", "api"] = "local"  # api: drafts here, critique and revision from `endpoint`
+    drafter: Literal["local", "api"] = "local"  # api: drafts from `endpoint`, which should serve your Stage-2 model
+    critic: Literal["local", "api"] = "local"  # api: critique and revision from `endpoint`
     constitution: str | None = None  # your own YAML; default assets/constitution.yaml
     protocols_file: str | None = None  # your own wording; default assets/protocols.yaml
     most_principles: int = Field(3, ge=1, le=4)  # shown to the critic for one pair
@@ -112,7 +113,9 @@ class Score(Section):
     by: Literal["reward_model", "ai_feedback"] = "reward_model"  # ai_feedback: a language model weighs both sides
     feedback_model: Literal["local", "api"] = "local"  # local: the starting policy itself; api: `endpoint`
     feedback_principles: int = Field(4, ge=1)  # a pair is weighed by so many, each in both orders
-    batch_size: int = Field(16, ge=1)  # halved on out-of-memory
+    batch_size: int = Field(
+        16, ge=1
+    )  # texts of the greatest length at once, of shorter ones more; halved on out-of-memory
 
 
 class Calibrate(Section):
@@ -188,8 +191,8 @@ class Train(Section):
     person_weight: float = Field(1.0, ge=0, le=10)  # how many average pairs a pair labelled by a person counts for
     learning_rate: float = Field(5e-6, gt=0)  # of DPO and KTO; KTO takes more steps: begin with a third
     warmup: float = Field(0.1, ge=0, lt=1)  # share of all steps
-    batch_size: int = Field(4, ge=1)  # pairs on the device at once
-    accumulation: int = Field(2, ge=1)
+    batch_size: int = Field(8, ge=1)  # pairs (DPO cuts them to what fits), answers of sft and kto on the device at once
+    accumulation: int = Field(1, ge=1)
     max_length: int = Field(1024, ge=32)  # tokens of prompt + answer
     every_steps: int = Field(50, ge=1)  # save and evaluate
     every_minutes: float = Field(10, gt=0)  # save as well when that long has passed since the last save
@@ -197,7 +200,9 @@ class Train(Section):
     stop_early: bool = False  # True: stop when the alarm `overfitting` is raised; the best checkpoint is kept anyhow
     copy_to: str | None = None  # checkpoints are copied there: a folder (on Drive, say), or "hub:user/repo" (private)
     report_to: Literal["none", "tensorboard", "trackio", "wandb"] = "none"  # the package must be installed
-    gradient_checkpointing: bool = True  # a third slower, several GiB smaller
+    gradient_checkpointing: bool | None = (
+        None  # a third slower, several GiB smaller; None: only what else would not fit
+    )
     lora_r: int = Field(16, ge=1)  # of a fresh LoRA; a Stage-2 adapter keeps its own shape
     lora_alpha: int = Field(32, ge=1)
     lora_dropout: float = Field(0.05, ge=0, lt=1)
@@ -273,8 +278,18 @@ class Alarms(Section):
 
 class Evaluate(Section):
     limit: int | None = Field(None, ge=1)  # held-out prompts; None: all
+    builtin: int | None = Field(None, ge=0)  # prompts of each built-in set (unsafe, scary, …); None: all; 0: none
+    prompts: list[str] = []  # more prompts to report on, files or datasets (XSTest); the verdict rests on held-out ones
+    two_options: list[
+        str
+    ] = []  # files of HHH's or HarmfulVsEthical's form: is the right answer still the likelier one?
+    margin: float = Field(0.10, gt=0, lt=0.5)  # by so much the benign win rate may lie below a half; smaller needs more
     scorer: RewardSource | None = None  # who judges, in the form of models.reward; None: who labelled the pairs
     max_tokens: int = Field(256, ge=8)  # new tokens at most
     temperature: float = Field(0.0, ge=0)  # 0 is greedy
     top_p: ClassVar[float] = 0.95
     batch_size: int = Field(32, ge=1)
+
+
+class Export(Section):
+    merged: bool = False  # True: the policy as one model as well, in export/merged_model/; as large as the base

@@ -16,6 +16,7 @@ from cai_helpers.sections import (
     Curate,
     Endpoint,
     Evaluate,
+    Export,
     Generate,
     Models,
     Prompts,
@@ -46,7 +47,7 @@ class Settings(Section):
     preset: str = "t4"
     seed: int = 0
     cpu: bool = False  # a preset that is sized for a GPU runs without one: you know that it takes long
-    threads: int | None = Field(None, ge=1)  # torch's CPU threads; None leaves torch's choice
+    threads: int | None = Field(None, ge=1, le=512)  # torch's CPU threads; None leaves torch's choice
     models: Models = Models()
     prompts: Prompts = Prompts()
     generate: Generate = Generate()
@@ -57,6 +58,7 @@ class Settings(Section):
     train: Train = Train()
     alarms: Alarms = Alarms()
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
 
 
 def load_settings(preset: str = "t4", overrides: list[str] | None = None, **changes: Any) -> Settings:
@@ -76,6 +78,15 @@ def load_settings(preset: str = "t4", overrides: list[str] | None = None, **chan
     _name_reward_by_environment(values)
     settings = _validated({"preset": preset, **values})
     return _named_by_person(settings) if "endpoint" in changes or _names_endpoint(overrides) else settings
+
+
+def read_settings(content: bytes, name: str) -> Settings:
+    """The settings in a file that is not on disk; `name` says in an error where it stands.
+
+    Raises:
+        CaiError: it does not hold settings.
+    """
+    return _validated(_values_of(content, name, "Take that file from where you got it once more."))
 
 
 def change_settings(settings: Settings, overrides: list[str]) -> Settings:
@@ -107,28 +118,40 @@ def _validated(values: dict[str, Any]) -> Settings:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         raise CaiError(
-            f"setting {name}: {first['msg']} (it was {first['input']!r})",
+            f"setting {name}: {first['msg']} (it was {_shortened(repr(first['input']))})",
             "See cai_helpers/sections.py, or the settings form of the notebook, for the fields there are.",
         ) from error
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else f"{text[:200]}…"
 
 
 def _preset_values(preset: str) -> dict[str, Any]:
     if preset in PRESETS:
         source = resources.files("cai_helpers") / "assets" / "presets" / f"{preset}.yaml"
-    elif (source := Path(preset)).suffix not in (".yaml", ".yml", ".json") or not source.is_file():
+    elif (source := Path(preset)).is_dir():
+        raise CaiError(
+            f"{preset} is a folder, and a file of settings was expected.", "Move it away, and name a preset."
+        )
+    elif source.suffix not in (".yaml", ".yml", ".json") or not source.is_file():
         raise CaiError(
             f"there is no preset {preset!r}", f"Use one of {', '.join(PRESETS)}, or the path of a YAML file."
         )
     remedy = f"Correct it, or move it away and name a preset ({', '.join(PRESETS)}) and your own settings once more."
+    return _values_of(source.read_bytes(), preset, remedy)
+
+
+def _values_of(content: bytes, name: str, remedy: str) -> dict[str, Any]:
     try:
-        text = source.read_text(encoding="utf-8")
+        text = content.decode()
     except UnicodeDecodeError as error:
-        raise CaiError(f"{preset} is not UTF-8 text: {error}.", remedy) from error
-    values = parse_yaml(text, preset, remedy)
-    if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
+        raise CaiError(f"{name} is not UTF-8 text: {error}.", remedy) from error
+    values = parse_yaml(text, name, remedy)
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         what = "is empty" if values is None else "does not hold sections of settings"
-        raise CaiError(f"{preset} {what}.", remedy)
-    return _in_todays_form(values, preset)
+        raise CaiError(f"{name} {what}.", remedy)
+    return _in_todays_form(values, name)
 
 
 def _in_todays_form(values: dict[str, Any], source: str) -> dict[str, Any]:
@@ -204,10 +227,13 @@ def _refuse_former(name: str) -> None:
 
 
 def _read_value(text: str, name: str) -> Any:
-    value = parse_yaml(text, f"{name}={text}", "Write the value as YAML: 0.2, true, null, [a, b] or {a: 1}.")
-    if isinstance(value, str):  # YAML 1.1 takes "5e-6" for text
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    shown = text if len(text) <= 80 else f"{text[:80]}…"
+    value = parse_yaml(text, f"{name}={shown}", "Write the value as YAML: 0.2, true, null, [a, b] or {a: 1}.")
+    if not isinstance(value, str):
+        return value
+    if text.strip()[:1] not in "\"'|>!&":  # plain text: all of it, where YAML would read " #2.jsonl" as a comment
+        value = text.strip()
+    try:
+        return float(value)  # YAML 1.1 takes "5e-6" for text
+    except ValueError:
+        return value

@@ -6,7 +6,9 @@ of every output, and `finished` checks both.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,10 +18,10 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from pydantic import BaseModel, ValidationError
 from tqdm.auto import tqdm
 
-from cai_helpers import ground, lock
+from cai_helpers import failures, ground, lock
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, SettingsChanged, WorkspaceVanished
-from cai_helpers.machine.processes import is_main_process
+from cai_helpers.machine.processes import is_main_process, loss_of_another, this_process
 from cai_helpers.manifest import (
     Fingerprint,
     Manifest,
@@ -33,6 +35,7 @@ from cai_helpers.manifest import (
 from cai_helpers.paths import RunPaths
 from cai_helpers.schema import StageReport
 from cai_helpers.store import read_json, write_json
+from cai_helpers.terminal import visible
 
 ReportType = TypeVar("ReportType", bound=StageReport)
 
@@ -48,34 +51,60 @@ class Workspace(RunPaths):
     def held(self) -> Iterator[None]:
         """Around everything that writes to the workspace, but for what a person decides in the inspector.
 
-        One process holds it at a time. Under `accelerate launch` the main process holds it for all.
+        One process holds it at a time. Under `accelerate launch` the main process holds it for all, from before the first
+        of them writes to after the last has.
 
         Raises:
             WorkspaceInUse: another process has it; the message says which one, and since when.
+            CaiError: a process of the launch sees another folder under that name than the main one.
             WorkspaceVanished: the folder is not the one any more that this process began to write to.
         """
         try:
-            if not is_main_process():
+            processes = this_process()
+            if not processes.is_main:
+                processes.wait()
                 ground.open_root(self.root)
+                lock.require_seen(self.root)
                 yield
+                processes.wait()
                 return
             with lock.hold(self.root) as dead:
                 if dead is not None:
                     self.say("workspace", f"taken over from {dead.line()}, which is gone without having said so")
+                processes.wait()
                 yield
+                processes.wait()
         except WorkspaceVanished:
             raise
-        except (CaiError, OSError):
+        except (Exception, KeyboardInterrupt) as error:
             ground.require(self.root)  # whatever went wrong, this is the reason to tell
+            if isinstance(error, CaiError):
+                raise
+            if (told := failures.told(error) or loss_of_another(error)) is not None:
+                raise told from error
+            self._keep_traceback(error)
             raise
+
+    def _keep_traceback(self, error: BaseException) -> None:
+        """Of what nothing here foresaw: who reports it should not need hours to meet it again."""
+        if not self.run_log.exists():  # nothing was begun: nothing is left behind
+            return
+        with contextlib.suppress(OSError, CaiError):
+            self.say("error", "".join(traceback.format_exception(error)), show=False)
+            error.add_note(f"The traceback is in {self.run_log} as well.")
 
     def say(self, stage: str, message: str, show: bool = True) -> None:
         """Print one line for the person watching, without tearing a progress bar, and keep it in logs/run.log.
 
+        Of several processes the main one speaks for all. This, and what else writes to the workspace below, does nothing in
+        the others.
+
         show: False keeps it in the log alone, for what is shown in another form.
         """
+        if not is_main_process():
+            return
         if show:
-            tqdm.write(f"{stage}: {message}")
+            tqdm.write(visible(f"{stage}: {message}"))
         ground.open_root(self.root)
         ground.make_folder(self.logs)
         with (
@@ -89,6 +118,8 @@ class Workspace(RunPaths):
 
         section: only this one, if others are kept already: what another stage was made with stays.
         """
+        if not is_main_process():
+            return
         ground.open_root(self.root)
         values = settings.model_dump(mode="json")
         if section is not None and self.settings_file.exists():
@@ -135,6 +166,8 @@ class Workspace(RunPaths):
 
     def seal(self, stage: str, fingerprint: Fingerprint, outputs: list[Path], report: StageReport) -> None:
         """Write the stage's manifest. Call it last: its existence means the stage is complete."""
+        if not is_main_process():
+            return
         manifest = Manifest(
             stage=stage,
             fingerprint=plain(fingerprint),
@@ -149,6 +182,8 @@ class Workspace(RunPaths):
 
     def note_metrics(self, stage: str, report: StageReport) -> None:
         """Put the stage's report into metrics.json, beside those of the other stages."""
+        if not is_main_process():
+            return
         remedy = "Delete that file: each stage that runs again writes its figures anew; the manifests hold them all."
         metrics = read_json(self.metrics, remedy) if self.metrics.exists() else {}
         write_json(self.metrics, {**metrics, stage: report.model_dump(mode="json")})
@@ -161,7 +196,8 @@ class Workspace(RunPaths):
         """
         before = self.begun(stage)
         if before is None:
-            write_json(self.begun_of(stage), plain(fingerprint))
+            if is_main_process():
+                write_json(self.begun_of(stage), plain(fingerprint))
             return
         if changes := difference(before, plain(fingerprint)):
             raise SettingsChanged(
@@ -180,7 +216,7 @@ class Workspace(RunPaths):
         """Move what a stage made to archive/, so that it can start over. Nothing is deleted."""
         marks = [self.manifest_of(stage), self.begun_of(stage)]
         existing = [path for path in [*paths, *marks] if path.exists()]
-        if not existing:
+        if not existing or not is_main_process():
             return
         target = self.archive_of(stage)
         for path in existing:

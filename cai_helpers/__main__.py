@@ -1,0 +1,27 @@
+"""`python -m cai_helpers`, and what the command `cai` begins with: signals end it in words from the first import on."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+
+
+def main() -> None:
+    """Run `cai`. SIGTERM, with which machines say that they are about to go, stops it as Ctrl-C does: code 130."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        from cai_helpers.cli import app
+
+        app()
+    except KeyboardInterrupt:  # before or after the command's own words for it
+        print("Stopped by hand.\nWhat is on disk stays: run the same again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    main()
