@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -11,26 +11,66 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any library reads it: no test may reach the network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from cai_helpers.models.flow import answers_of
+from cai_helpers.models.generator import Answered, Request
 from cai_helpers.schema import Completion, Messages
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.workspace import Workspace
 
 
 class ScriptedGenerator:
-    """A Generator that gives out `texts` in order and fails when they run out."""
+    """A Generator that gives out `texts` in the order of the requests, all that wait in one step; it fails when they run out."""
 
     def __init__(self, texts: list[str]) -> None:
         self._texts = iter(texts)
         self.chats: list[Messages] = []
 
-    def generate(self, chats, sampling, keys, batch_size) -> Iterator[tuple[int, Completion]]:
-        self.chats += chats
-        for index in range(len(chats)):
+    def open(self, batch_size: int) -> ScriptedSession:
+        return ScriptedSession(self, batch_size)
+
+    def generate(self, chats, sampling, keys, batch_size):
+        return answers_of(self, enumerate(chats), sampling, keys, batch_size)
+
+    def answer(self, request: Request) -> Completion:
+        self.chats.append(request.chat)
+        try:
+            text = next(self._texts)
+        except StopIteration:
+            raise AssertionError(f"the script has no text left for {request.chat}") from None
+        return Completion(text=text, tokens=len(text.split()) + 1, finish="stop")
+
+
+class ScriptedSession:
+    def __init__(self, generator: ScriptedGenerator, batch_size: int) -> None:
+        self._generator = generator
+        self._batch_size = batch_size
+        self._waiting: list[Request] = []
+
+    def add(self, requests: Iterable[Request]) -> None:
+        self._waiting += requests
+
+    @property
+    def unfinished(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def room(self) -> int:
+        return self._batch_size - len(self._waiting)
+
+    def step(self, wait: bool) -> list[Answered]:
+        answered: list[Answered] = []
+        while self._waiting:
             try:
-                text = next(self._texts)
-            except StopIteration:
-                raise AssertionError(f"the script has no text left for {chats[index]}") from None
-            yield index, Completion(text=text, tokens=len(text.split()) + 1, finish="stop")
+                completion = self._generator.answer(self._waiting[0])
+            except AssertionError:
+                if answered:  # what had ended before is handed out first
+                    break
+                raise
+            answered.append((self._waiting.pop(0), completion))
+        return answered
+
+    def close(self) -> None:
+        self._waiting.clear()
 
 
 @pytest.fixture
@@ -55,6 +95,14 @@ def tiny(tmp_path_factory) -> Path:
     import tiny_run
 
     return tiny_run.write_models(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory) -> Workspace:
+    """A finished run on the embedded models. It is shared: copy what is to be changed."""
+    import small_run
+
+    return small_run.make_run(tmp_path_factory.mktemp("small") / "run")
 
 
 @pytest.fixture

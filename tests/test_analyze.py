@@ -229,7 +229,7 @@ def test_a_foreign_file_of_eight_columns_is_read(tmp_path):
     [
         ({"base_score": None}, "row 2: base_score"),
         ({"chosen": "both"}, "row 2: chosen"),
-        ({"revised_score": math.nan}, "row 2: a score is not a finite number"),
+        ({"revised_score": math.nan}, "row 2: a score is not a number that a reward model gives"),
     ],
 )
 def test_a_broken_row_is_named(tmp_path, change, message):

@@ -60,7 +60,7 @@ def raising(error):
         (
             raising(KeyboardInterrupt()),
             130,
-            "Stopped by hand.\nWhat is on disk stays: run the same command again to go on.\n",
+            "Stopped by hand.\nWhat is on disk stays: run the same again to go on.\n",
         ),
     ],
     ids=["done", "refused", "report", "error", "too few", "stopped in a stage", "stopped anywhere"],
@@ -89,7 +89,7 @@ def test_an_option_of_its_own_takes_the_place_of_a_shared_one():
     application = typer.Typer()
     application.command("example")(make_command(example))
     result = CliRunner().invoke(application, ["--preset", "t4", "--limit", "3"])
-    assert (result.exit_code, seen) == (0, [(3, 600)])
+    assert (result.exit_code, seen) == (0, [(3, 2500)])
 
 
 def test_a_setting_that_is_no_yaml_ends_with_one_sentence():
@@ -102,9 +102,9 @@ def test_ctrl_c_while_a_command_works_ends_it_with_130(tmp_path):
     """A real signal to a real process, before any stage has a word of its own for it."""
     code = (
         "import os, signal, sys\n"
-        "import cai_helpers.command as command\n"
+        "import cai_helpers.settings as settings\n"
         "from cai_helpers.cli import app\n"
-        "command.load_settings = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "settings.load_settings = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
         "app(['score'])\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -123,12 +123,12 @@ def test_another_seed_gives_other_drafts_and_other_answers(tmp_path):
     def texts(name: str, seed: int) -> tuple[dict[str, str], dict[str, str]]:
         """What one run drafts, and what its Stage 3 (here: Stage 2 again) answers."""
         files = [f"prompts.source={tmp_path / 'prompts.jsonl'}", f"prompts.eval_source={tmp_path / 'held_out.jsonl'}"]
-        settings = small(*files, "prompts.limit=null", f"seed={seed}", "evaluate.temperature=0.7")
+        settings = small(*files, "prompts.limit=null", f"seed={seed}", "evaluate.temperature=0.7", "evaluate.builtin=0")
         workspace = Workspace(tmp_path / name)
         generate_pairs(settings, workspace)
         shutil.copytree(locate("embedded:stage2"), workspace.adapter)
         evaluate_models(settings, workspace)
-        answers = {row["id"]: row["stage3"] for row in read_jsonl(workspace.responses)}
+        answers = {row["id"]: row["answers"]["stage3"]["text"] for row in read_jsonl(workspace.responses)}
         return {name: row["draft"] for name, row in traces(workspace).items()}, answers
 
     first, other = texts("first", 0), texts("other", 1)

@@ -377,12 +377,12 @@ def test_ctrl_c_drops_the_requests_that_wait(server: Server, monkeypatch) -> Non
         server.released.wait(10)
         return answer("too late")
 
-    def interrupted(futures):  # a real signal can fall between Python's check for one and its wait, and be seen late
+    def interrupted(self, wait):  # a real signal can fall between Python's check for one and its wait, and be seen late
         under_way.wait()
         raise KeyboardInterrupt
 
     server.reply = reply
-    monkeypatch.setattr(endpoint, "as_completed", interrupted)
+    monkeypatch.setattr(endpoint.EndpointSession, "_done_now", interrupted)
     with pytest.raises(KeyboardInterrupt):
         complete(a_generator(server, concurrency=2), *(f"row {number}" for number in range(50)))
     server.released.set()
@@ -809,3 +809,54 @@ def test_a_weighing_that_the_endpoint_leaves_out_stops_and_says_so(server: Serve
     letters = EndpointLetters(Endpoint(base_url=server.base_url, model="judge", retries=0).by_person())
     with pytest.raises(CaiError, match=r"left 1 of 1 questions unanswered \(HTTP 422 1\)"):
         list(letters.log_odds(chats("(A) or (B)?")))
+
+
+def test_an_endpoint_drafts_and_criticises_without_a_model_here_and_never_more_at_once_than_allowed(
+    server, workspace, monkeypatch
+):
+    """Drafts that come from elsewhere are another run: the fingerprint says so, and names where they came from."""
+    from cai_helpers.critique import critic
+    from cai_helpers.errors import SettingsChanged
+    from cai_helpers.stages.generate import generate_pairs
+    from cai_helpers.store import read_jsonl
+
+    monkeypatch.setattr(critic, "load_stage2", None)  # it would fail
+    server.reply = lambda body: (
+        answer("CRITIQUE: It could be kinder.\nREVISION: I am glad to help you with that today.")
+        if "CRITIQUE" in body["messages"][-1]["content"]
+        else answer("Here is what I would do about it.")
+    )
+    changes = ["generate.drafter=api", "generate.critic=api", f"endpoint.base_url={server.base_url}"]
+    changes += ["endpoint.model=fleet", "threads=1", "prompts.limit=12", "endpoint.concurrency=3"]
+    settings = load_settings("smoke", [*changes, "generate.protocol=single/short"])
+    report = generate_pairs(settings, workspace)
+    assert (report.pairs, report.failed, report.outcomes) == (12, 0, {"revised": 12})
+    rows = list(read_jsonl(workspace.traces))
+    assert {row["draft"] for row in rows} == {"Here is what I would do about it."}
+    lengths = [sum(len(turn["content"]) for turn in row["prompt"]["messages"]) for row in rows]
+    assert lengths[0] > 2 * lengths[-1]  # the longest first, whichever was answered first
+    assert server.most_in_flight <= 3
+    assert dict(report.lines())["endpoint requests"].startswith("25,")  # a greeting, and two a pair
+    with pytest.raises(SettingsChanged):
+        generate_pairs(change_settings(settings, ["generate.drafter=local"]), workspace)
+
+
+def test_a_slow_endpoint_holds_up_the_drafts_that_would_wait_for_it(server, smoke) -> None:
+    """Back-pressure: no more rows are begun than drafter and endpoint have room for."""
+    from cai_helpers.models.flow import flow
+    from cai_helpers.models.generator import Request
+
+    begun, most = 0, 0
+    generator = a_generator(server, concurrency=2)
+
+    def row(number: int):
+        nonlocal begun, most
+        begun += 1
+        most = max(most, begun)
+        [completion] = yield [Request(generator, chats(str(number))[0], SAMPLING, f"{number}/critique")]
+        begun -= 1
+        return completion.text
+
+    ended = [text for texts in flow(map(row, range(20)), 32) for text in texts]
+    assert sorted(ended) == sorted(f"re: {number}" for number in range(20))
+    assert most == 4

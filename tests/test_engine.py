@@ -27,11 +27,12 @@ from transformers import (
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine
-from cai_helpers.models import engine, graphs
-from cai_helpers.models.engine import Row, SlotEngine, generate_rows, slots_that_fit
+from cai_helpers.models import engine, graphs, sessions
+from cai_helpers.models.engine import Opening, Row, SlotEngine
 from cai_helpers.models.language import LanguageModel, load_tokenizer
 from cai_helpers.models.sampling import Sampling, row_key
 from cai_helpers.models.slot_cache import ARCHITECTURES, why_no_slots
+from cai_helpers.models.slots import Slots, generate_rows, slots_that_fit
 
 SHAPE = {
     "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -280,7 +281,7 @@ def test_models_with_a_window_or_of_an_unknown_kind_are_generated_in_batches_and
     assert "gpt2" in reason(GPT2Config(vocab_size=300, n_embd=32, n_layer=2, n_head=2))
     monkeypatch.setattr(language_model.model.config, "model_type", "sentience")
     model = LanguageModel(language_model.model, language_model.tokenizer)
-    monkeypatch.setattr(engine, "generate_rows", None)  # it would fail
+    monkeypatch.setattr(sessions, "SlotSession", None)  # it would fail
     for _ in range(2):
         assert len(dict(model.generate(CHATS, Sampling(max_new_tokens=2), KEYS, 5))) == 12
     said = "generation: in batches, because this model is of the type sentience, which the slots were not tested with"
@@ -352,9 +353,9 @@ def out_of_memory_above(slots: int, monkeypatch, where: str) -> list[int]:
     tried, original = [], getattr(SlotEngine, where)
 
     def scarce(self, *arguments):
-        if not tried or tried[-1] != self._slots:
-            tried.append(self._slots)
-        if self._slots > slots and sum(row is not None for row in self._rows):
+        if not tried or tried[-1] != self.slots:
+            tried.append(self.slots)
+        if self.slots > slots and sum(row is not None for row in self._rows):
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return original(self, *arguments)
 
@@ -417,14 +418,80 @@ def test_the_attention_of_the_model_is_what_it_was_after_a_run(llama):
     assert llama.config._attn_implementation == "sdpa"
 
 
-def test_the_benchmark_runs(capsys, monkeypatch):
-    path = Path(__file__).parents[1] / "benchmarks" / "generation.py"
-    spec = importlib.util.spec_from_file_location("benchmark_of_generation", path)
+@pytest.mark.parametrize(
+    ("name", "head", "row", "rows"),
+    [("generation", "peak GiB |", "slots: 64 | 12 |", 2), ("flow", "peak GiB |", "| flow, opening read once |", 4)],
+)
+def test_the_benchmarks_run(capsys, monkeypatch, name, head, row, rows):
+    folder = Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
     benchmark = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, benchmark)
     spec.loader.exec_module(benchmark)
-    monkeypatch.setattr(sys, "argv", ["generation.py", "--tiny"])
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--tiny"])
     benchmark.main()
-    table = capsys.readouterr().out.rpartition("peak GiB |")[2]
-    assert table.count("slots: 64 | 12 |") == 2
+    table = capsys.readouterr().out.rpartition(head)[2]
+    assert table.count(row) == rows
     assert "Error" not in table
+
+
+OPENING = Opening(tuple(range(20, 31)))
+
+
+def opened(row: Row) -> Row:
+    """The row with the opening before its prompt."""
+    return row._replace(prompt=[*OPENING.tokens, *row.prompt], opening=OPENING)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_opening_that_rows_share_is_read_once_and_they_say_what_generate_says(architecture, monkeypatch):
+    model = random_model(architecture)
+    rows = make_rows(Sampling(max_new_tokens=16, temperature=0))
+    rows = [opened(row) if row.number % 3 else row for row in rows]
+    read = []
+    inner = SlotEngine._read
+    monkeypatch.setattr(
+        SlotEngine,
+        "_read",
+        lambda self, tokens, start: read.append((tokens.shape, start)) or inner(self, tokens, start),
+    )
+    made = run(model, rows, slots=4)
+    assert made == {row.number: greedy(model, row.prompt, 16) for row in rows}
+    assert read.count(((1, len(OPENING)), 0)) == 1
+    behind = {start for _, start in read}
+    assert behind == {0, len(OPENING)}
+
+
+def test_rows_with_an_opening_are_the_same_in_any_slots_and_when_everything_is_replayed(
+    llama, as_on_a_gpu, monkeypatch
+):
+    rows = make_rows(Sampling(max_new_tokens=24, temperature=0.9), LENGTHS * 3)
+    rows = [opened(row) if row.number % 3 else row for row in rows]
+    monkeypatch.setattr(graphs.Graphs, "_captured", lambda self, function: Replayed(function))
+    replayed = run(llama, rows, 24)
+    monkeypatch.undo()
+    assert run(llama, rows, 24) == run(llama, rows[::-1], 3) == replayed
+
+
+def test_longer_rows_that_come_later_make_longer_slots_and_more_rows_make_more(llama, monkeypatch):
+    shapes = []
+    inner = SlotEngine.__init__
+
+    def noted(self, model, stops, slots, capacity):
+        inner(self, model, stops, slots, capacity)
+        shapes.append((slots, capacity))
+
+    monkeypatch.setattr(SlotEngine, "__init__", noted)
+    rows = make_rows(Sampling(max_new_tokens=12, temperature=0.9), (*LENGTHS, 90))
+    under_way = Slots(llama, STOPS, lambda capacity: 4 if capacity < 80 else 3)
+    made = {}
+    for batch in ([rows[0]], rows[1:10], [rows[10]]):
+        under_way.waiting.extend(batch)
+        for row, tokens in under_way.step():
+            made[row.number] = tokens
+    while under_way.unfinished:
+        made |= {row.number: tokens for row, tokens in under_way.step()}
+    assert shapes == [(1, 13), (4, 52), (3, 102)]  # at least half as long again
+    monkeypatch.undo()
+    assert made == run(llama, rows, 11)

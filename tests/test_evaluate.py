@@ -6,17 +6,16 @@ from contextlib import contextmanager
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED
+from cai_helpers.cli import app
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
-from cai_helpers.evaluation.comparison import (
-    Response,
-    compare,
-    compare_by_category,
-    judge,
-)
+from cai_helpers.evaluation.comparison import compare, compare_by_category
+from cai_helpers.evaluation.figures import BASE, Response
 from cai_helpers.evaluation.labeller import is_own_labeller, labeller_of
+from cai_helpers.evaluation.policies import load_policies
 from cai_helpers.measures.degeneration import is_degenerate, repetition
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import (
@@ -28,6 +27,7 @@ from cai_helpers.models.language import (
     load_stage2,
     load_tokenizer,
 )
+from cai_helpers.models.log_probability import LogProbability
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.schema import Prompt
@@ -35,7 +35,7 @@ from cai_helpers.scoring.judge import scorer_identity
 from cai_helpers.sections import RewardSource
 from cai_helpers.settings import load_settings
 from cai_helpers.stages import evaluate
-from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models, load_policies
+from cai_helpers.stages.evaluate import EvaluateReport, evaluate_models
 from cai_helpers.stages.score import ScoreReport
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace
@@ -126,108 +126,6 @@ def test_repetition_is_the_share_of_4_grams_that_occurred_before():
     assert repetition("a b c") == 0.0
 
 
-def group(count, wins, refused=0, category="helpful", broken=0):
-    rows = [response(1.0 if number < wins else -1.0, category=category) for number in range(count)]
-    rows[:refused] = [response(row.stage3_score, after=REFUSAL, category=category) for row in rows[:refused]]
-    loop = "go on and on " * 9
-    if broken:
-        rows[-broken:] = [response(row.stage3_score, after=loop, category=category) for row in rows[-broken:]]
-    return rows
-
-
-def verdict(rows):
-    return judge(compare(rows), compare_by_category(rows).get("helpful"))
-
-
-def test_better_needs_an_interval_above_half_and_no_more_benign_refusals():
-    found = verdict(group(50, 45, category="harmless") + group(50, 40))
-    assert found.verdict == "better"
-    assert "it wins 85 % (77–91 %) of 100 prompts" in found.reason
-    assert "refusals of benign requests changed by +0 points (-7 to +7)" in found.reason
-
-
-def test_refusing_benign_requests_outweighs_any_win_rate():
-    assert verdict(group(50, 50, category="harmless") + group(50, 50, refused=6)).verdict == "over-refusing"
-    assert verdict(group(50, 50, category="harmless") + group(50, 50, refused=5)).verdict == "better"
-
-
-def test_broken_text_outweighs_any_win_rate():
-    found = verdict(group(50, 50, category="harmless", broken=8) + group(50, 50))
-    assert found.verdict == "worse"
-    assert "degenerate answers changed by +8 points (+3 to +15), to 8%" in found.reason
-
-
-def test_a_rise_of_broken_text_counts_by_its_size_or_once_its_interval_lies_above_zero():
-    five_points = verdict(group(50, 50, category="harmless", broken=5) + group(50, 50))
-    assert five_points.verdict == "worse"
-    assert "degenerate answers changed by +5 points (+0 to +11)" in five_points.reason
-    assert verdict(group(50, 50, category="harmless", broken=4) + group(50, 50)).verdict == "better"
-    ten_points = verdict(group(10, 10, category="harmless", broken=2) + group(10, 10))
-    assert ten_points.verdict == "worse"
-    assert "degenerate answers changed by +10 points (-8 to +30)" in ten_points.reason
-
-
-def off_topic(count: int) -> list[Response]:
-    """Twelve prompts whose Stage 2 answers speak of them; of `count` the Stage 3 answer speaks of another one."""
-    names = [f"{first}{second}" for first in ("ona", "eli", "umo") for second in ("river", "baker", "violin", "carpet")]
-    others = [*names[1:count], *names[: min(count, 1)], *names[count:]]
-    return [
-        response(
-            1.0, before=f"You take the {name}.", after=f"You take the {other} then.", category="helpful"
-        ).model_copy(update={"prompt": f"Where is the {name}?"})
-        for name, other in zip(names, others, strict=True)
-    ]
-
-
-def test_answers_about_something_else_outweigh_any_win_rate():
-    found = verdict(off_topic(12))
-    assert found.verdict == "worse"
-    assert "answers speak less of what was asked" in found.reason
-
-
-def test_a_refusal_speaks_of_no_topic_and_is_left_out_of_the_fit():
-    rows = [
-        row.model_copy(update={"stage3": REFUSAL, "stage3_refuses": True} if place < 5 else {})
-        for place, row in enumerate(off_topic(0))
-    ]
-    figures = compare(rows)
-    assert (figures.fit_before.value, figures.fit_before.n) == (1.0, 12)
-    assert (figures.fit_after.value, figures.fit_after.n) == (1.0, 7)
-
-
-def test_a_topic_fit_that_falls_within_its_interval_does_not_decide():
-    figures = compare(off_topic(3))
-    assert figures.fit_after.value < figures.fit_before.value
-    assert verdict(off_topic(3)).verdict == "better"
-
-
-def test_one_broken_answer_does_not_decide():
-    assert verdict(group(50, 50, category="harmless", broken=1) + group(50, 50)).verdict == "better"
-
-
-def test_worse_needs_an_interval_below_half():
-    assert verdict(group(50, 10) + group(50, 20, category="harmless")).verdict == "worse"
-    assert verdict(group(50, 24) + group(50, 24, category="harmless")).verdict == "no clear difference"
-
-
-def test_more_wins_than_losses_are_no_clear_difference_while_the_interval_holds_a_half():
-    found = verdict(group(50, 29) + group(50, 29, category="harmless"))
-    assert found.verdict == "no clear difference"
-    assert "it wins 58 % (48–67 %) of 100 prompts, and the interval holds 50 %" in found.reason
-
-
-def test_a_model_that_loses_because_it_refuses_is_called_over_refusing():
-    found = verdict(group(50, 10, refused=6) + group(50, 10, category="harmless"))
-    assert found.verdict == "over-refusing"
-    assert "it wins 20 % (13–29 %)" in found.reason
-
-
-def test_without_benign_prompts_better_cannot_be_claimed():
-    found = verdict(group(60, 58, category="harmless"))
-    assert found.verdict == "no clear difference"
-    assert "over-refusal could not be measured" in found.reason
-
-
 class ScriptedScorer:
     """Gives each text its score, and fails for a text that the script does not hold."""
 
@@ -274,12 +172,25 @@ def write_adapter(workspace, content="weights"):
     (workspace.adapter / "adapter_model.safetensors").write_text(content)
 
 
+@pytest.fixture(scope="module")
+def smoke(smoke):
+    """Without the built-in sets, for which no script has answers."""
+    return load_settings("smoke", ["evaluate.builtin=0"], threads=1)
+
+
+def word_likelihoods(generator, asked, batch_size):
+    """A twin of log_probability: every word has the same."""
+    for index, (_, text) in enumerate(asked):
+        yield index, LogProbability(-0.5 * len(text.split()), len(text.split()))
+
+
 @pytest.fixture
 def play(monkeypatch, scripted):
-    """Put scripted models in the place of real ones; returns the policies."""
+    """Put scripted models in the place of real ones; returns the policies. The base says what Stage 2 says."""
 
     def use(stage2, stage3, scores, asked=None):
-        policies = ScriptedPolicies({STAGE2: scripted(stage2), STAGE3: scripted(stage3)})
+        policies = ScriptedPolicies({BASE: scripted(stage2), STAGE2: scripted(stage2), STAGE3: scripted(stage3)})
+        monkeypatch.setattr("cai_helpers.evaluation.likelihood.answer_log_probabilities", word_likelihoods)
         monkeypatch.setattr(evaluate, "load_policies", lambda models, adapter: policies)
 
         def load_scorer(settings):
@@ -303,11 +214,11 @@ def test_the_stage_writes_responses_figures_and_a_manifest(smoke, workspace, pla
     report = evaluate_models(smoke, workspace)
     rows = list(read_jsonl(workspace.responses))
     assert {row["id"] for row in rows} == {"p0", "p1"}
-    assert [(row["stage2"], row["stage3"], row["stage2_score"], row["stage3_score"]) for row in rows] == [
-        (ANSWER, REFUSAL, 0.0, 2.0)
-    ] * 2
+    said = [{policy: (one["text"], one["score"]) for policy, one in row["answers"].items()} for row in rows]
+    assert said == [{"base": (ANSWER, 0.0), "stage2": (ANSWER, 0.0), "stage3": (REFUSAL, 2.0)}] * 2
+    assert [row["deltas"] for row in rows] == [{"stage3/stage2": 2.0, "base/stage2": 0.0, "stage3/base": 2.0}] * 2
     assert (report.overall.wins, report.overall.refusals.after.value) == (2, 1.0)
-    assert report.judgement.verdict == "over-refusing"
+    assert report.judgement.verdict == "not shown"  # of two prompts nothing can be
     assert json.loads(workspace.metrics.read_text())["evaluate"]["overall"]["wins"] == 2
     assert (workspace.reports / "refusals.png").exists()
     assert EvaluateReport.model_validate(workspace.manifest("evaluate").report) == report
@@ -315,6 +226,16 @@ def test_the_stage_writes_responses_figures_and_a_manifest(smoke, workspace, pla
         "refusals of benign requests",
         "0 % (0–79 %) → 100 % (21–100 %), +100 points (-12 to +100)",
     ) in report.summary()
+
+
+def test_a_script_can_require_the_verdict_and_gets_an_exit_code(smoke, workspace, play):
+    evaluated(smoke, workspace, play)
+    options = ["evaluate", "--workspace", str(workspace.root), "--preset", "smoke", "--set", "evaluate.builtin=0"]
+    options += ["--set", "threads=1"]
+    plain, required = (CliRunner().invoke(app, [*options, *more]) for more in ([], ["--require", "better"]))
+    assert (plain.exit_code, required.exit_code) == (0, 4)
+    assert "Not better: the verdict is 'not shown'." in required.output
+    assert "all prompts: win rate" in required.output
 
 
 def test_a_finished_evaluation_is_not_done_again(smoke, workspace, play):
@@ -335,7 +256,7 @@ def test_a_killed_evaluation_resumes_without_repeating_an_answer(smoke, workspac
     play([], [REFUSAL], SCORES)
     report = evaluate_models(smoke, workspace)
     assert report.generated_now == 1
-    assert len(list(read_jsonl(workspace.answers))) == 4
+    assert len(list(read_jsonl(workspace.answers))) == 6
 
 
 def test_answers_are_written_by_the_batch_and_the_last_ones_too(smoke, workspace, play, monkeypatch):
@@ -353,8 +274,8 @@ def test_answers_are_written_by_the_batch_and_the_last_ones_too(smoke, workspace
 
     monkeypatch.setattr(JsonlStore, "append", counted)
     by_two = smoke.model_copy(update={"evaluate": smoke.evaluate.model_copy(update={"batch_size": 2})})
-    assert evaluate_models(by_two, workspace).generated_now == 10
-    assert sizes == [2, 2, 1, 2, 2, 1]
+    assert evaluate_models(by_two, workspace).generated_now == 15
+    assert sizes == [2, 2, 1] * 3
 
 
 def test_a_workspace_that_was_moved_keeps_its_answers(smoke, workspace, play):
@@ -364,7 +285,7 @@ def test_a_workspace_that_was_moved_keeps_its_answers(smoke, workspace, play):
     evaluate_models(smoke, workspace)
     moved = Workspace(workspace.root.rename(workspace.root.with_name("elsewhere")))
     play([], [], SCORES)
-    other = load_settings("smoke", ["evaluate.batch_size=1", "models.reward.max_length=256"])
+    other = load_settings("smoke", ["evaluate.builtin=0", "evaluate.batch_size=1", "models.reward.max_length=256"])
     assert evaluate_models(other, moved).generated_now == 0  # scored anew, but not generated
 
 
@@ -414,7 +335,7 @@ def test_a_win_rate_by_the_scorer_that_labelled_says_so_wherever_it_stands(smoke
     write_labels(workspace, scorer_identity(smoke))
     report = evaluated(smoke, workspace, play)
     said = "judged by its own labeller"
-    assert dict(report.summary())["win rate against Stage 2"].endswith(f"of 2 held-out prompts, {said}")
+    assert dict(report.summary())["win rate, harmful requests"].endswith(f"of 1 held-out prompts, {said}")
     assert said in dict(report.summary())["verdict"]
     assert dict(report.lines())["all prompts: win rate"].endswith(f"0 lost, {said}")
     page = write_run_report(smoke, workspace).read_text(encoding="utf-8")
@@ -424,7 +345,7 @@ def test_a_win_rate_by_the_scorer_that_labelled_says_so_wherever_it_stands(smoke
 
 def test_another_judge_scores_and_is_named_with_its_own_calibration(smoke, workspace, play):
     write_labels(workspace, scorer_identity(smoke))
-    other = load_settings("smoke", ["evaluate.scorer=other/judge", "evaluate.scorer.input=chat"])
+    other = load_settings("smoke", ["evaluate.builtin=0", "evaluate.scorer=other/judge", "evaluate.scorer.input=chat"])
     asked = []
     report = evaluated(other, workspace, lambda *texts: play(*texts, asked=asked))
     assert [(settings.models.reward, settings.score.by) for settings in asked] == [
@@ -440,7 +361,7 @@ def test_another_judge_scores_and_is_named_with_its_own_calibration(smoke, works
 def test_naming_another_judge_scores_anew_and_generates_nothing(smoke, workspace, play):
     evaluated(smoke, workspace, play)
     play([], [], {ANSWER: 1.0, REFUSAL: -1.0})
-    report = evaluate_models(load_settings("smoke", ["evaluate.scorer=other/judge"]), workspace)
+    report = evaluate_models(load_settings("smoke", ["evaluate.builtin=0", "evaluate.scorer=other/judge"]), workspace)
     assert (report.generated_now, report.overall.losses) == (0, 2)
 
 
@@ -485,7 +406,7 @@ def test_a_limit_takes_a_mixture_and_the_same_one_each_time(smoke, workspace, pl
     assert report.overall.prompts == 10
     assert set(report.by_category) == {"harmless", "helpful"}
     play([ANSWER] * 30, [REFUSAL] * 30, SCORES)
-    assert evaluate_models(smoke, workspace).generated_now == 60
+    assert evaluate_models(smoke, workspace).generated_now == 90
 
 
 def test_an_evaluation_before_training_names_the_stage_that_comes_first(smoke, workspace):

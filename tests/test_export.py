@@ -1,5 +1,6 @@
 """The zip: what goes in comes out again, nothing else goes in, and the same workspace gives the same bytes."""
 
+import html
 import io
 import json
 import shutil
@@ -70,22 +71,32 @@ def members(report):
 def test_the_zip_holds_what_belongs_in_it_and_nothing_else(smoke, finished):
     report = export_artifacts(smoke, finished)
     found = members(report)
-    assert list(found) == [
+    assert [name for name in found if not name.startswith("models/base/")] == [
+        "DATASET.md",
         "README.md",
+        "USE.md",
+        "constitution.yaml",
         "dpo_dataset/train.jsonl",
+        "dpo_dataset/train.parquet",
+        "manifest.json",
+        "manifests/curate.json",
+        "manifests/evaluate.json",
+        "manifests/train.json",
         "metrics.json",
         "models/lora_adapters/adapter_config.json",
         "models/lora_adapters/adapter_model.safetensors",
         "pairs/pairs.jsonl",
+        "protocols.yaml",
         "reports/pages/pairs.html",
         "reports/training.png",
         "settings.json",
-        "versions.json",
     ]
     assert found["pairs/pairs.jsonl"] == finished.pairs.read_bytes()
     assert len(load(found["models/lora_adapters/adapter_model.safetensors"])) == 4
     assert json.loads(found["settings.json"]) == smoke.model_dump(mode="json")
-    assert (report.files, report.adapter, report.tensors) == (10, True, 4)
+    assert (report.files, report.adapter, report.tensors) == (len(found), True, 4)
+    assert sum(report.sizes.values()) == sum(map(len, found.values()))
+    assert ("models/lora_adapters", "0.00 MB") in report.contents()
     assert finished.manifest("export").outputs.keys() == {"export/stage3_constitutional.zip"}
 
 
@@ -99,32 +110,14 @@ def test_a_file_that_was_being_written_when_a_stage_died_stays_out(smoke, finish
 def test_the_card_says_what_was_measured_and_how_to_load_it(smoke, finished):
     card = members(export_artifacts(smoke, finished))["README.md"].decode()
     for line in (
-        'base_model: "embedded:chat"',
+        "library_name: peft",
+        "license: apache-2.0",
         "| Stage 2, the policy that training started from and its reference | `embedded:stage2` |",
-        'name = locate("embedded:chat")',
         "| dropped: unparsed | 8 (not the form asked \\| for) |",
         "| margin | +0.000 → +0.361 |",
         "| win rate | 61 % (52–69 %) |",
     ):
         assert line in card.split("\n")
-
-
-def test_the_loading_code_of_the_card_runs_and_the_adapter_answers(smoke, workspace, tmp_path, monkeypatch):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    base = AutoModelForCausalLM.from_pretrained(locate("embedded:chat"))
-    get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(workspace.adapter)
-    write_jsonl(workspace.pairs, [{"prompt": "How?"}])
-    seal_training(workspace)
-    with zipfile.ZipFile(export_artifacts(smoke, workspace).path) as archive:
-        archive.extractall(tmp_path)
-    monkeypatch.chdir(tmp_path / "stage3_constitutional")
-    code = Path("README.md").read_text().split("```python\n")[1].split("```")[0]
-    names = {}
-    exec(code, names)
-    assert names["model"].peft_config["default"].r == 2
-    assert names["tokenizer"].chat_template
 
 
 @pytest.mark.slow
@@ -144,7 +137,8 @@ def test_who_loads_the_zip_by_its_card_gets_answers_that_end(smoke, workspace, t
         archive.extractall(tmp_path)
     monkeypatch.chdir(tmp_path / "stage3_constitutional")
     names = {}
-    exec(Path("README.md").read_text().split("```python\n")[1].split("```")[0], names)
+    code = Path("USE.md").read_text().split("```python\n")[1].split("```")[0]
+    exec(code.replace('"./base"', repr(str(base))), names)
     model, tokenizer = names["model"], names["tokenizer"]
     chat = [{"role": "user", "content": "How do I bake bread?"}]
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -165,8 +159,58 @@ def test_without_training_the_rest_is_exported_and_the_missing_adapter_is_said(s
     assert (report.adapter, report.tensors) == (False, 0)
     assert ("adapter", "MISSING: training did not finish, see the report") in report.lines()
     found = members(report)
-    assert list(found) == ["README.md", "pairs/pairs.jsonl", "settings.json", "versions.json"]
-    assert "There is no adapter in this archive: training did not finish." in found["README.md"].decode()
+    assert "models/lora_adapters/adapter_config.json" not in found
+    sentence = "There is no adapter in this archive: training did not finish, see the report"
+    assert sentence in found["README.md"].decode()
+    assert sentence in found["USE.md"].decode()
+
+
+def test_an_adapter_that_was_exchanged_is_said_to_be_exchanged_and_not_to_be_missing(smoke, finished):
+    (finished.adapter / "adapter_model.safetensors").write_bytes(save({"other": np.ones(2, dtype=np.float32)}))
+    report = export_artifacts(smoke, finished)
+    assert "it was exchanged or changed afterwards" in dict(report.lines())["adapter"]
+    assert "did not finish" not in members(report)["README.md"].decode()
+    shutil.rmtree(finished.adapter)
+    assert "is gone, although training had finished" in dict(export_artifacts(smoke, finished).lines())["adapter"]
+
+
+def test_no_path_of_this_machine_is_in_any_text_of_the_zip(smoke, finished, tmp_path):
+    base = tmp_path / "anna's <models>" / "gemma"
+    base.mkdir(parents=True)
+    (base / "config.json").write_text("{}")
+    own = {"base": str(base), "adapter": str(Path.home() / "stage2")}
+    settings = smoke.model_copy(update={"models": smoke.models.model_copy(update=own)})
+    write_json(finished.adapter / "adapter_config.json", {"base_model_name_or_path": str(base)})
+    (finished.reports / "pages" / "pairs.html").write_text(html.escape(f"{base} and {finished.root.absolute()}/pairs"))
+    seal_training(finished)
+    evaluated = Shown(name="Evaluation", shown=[("win rate", "61 % (52–69 %)")])
+    finished.seal("evaluate", {"input adapter": file_hash(finished.adapter)}, [], evaluated)
+    found = members(export_artifacts(settings, finished))
+    for name, content in found.items():
+        text = html.unescape(content.decode("utf-8", "ignore"))
+        assert str(tmp_path) not in text, name
+        assert str(Path.home()) not in text.replace(str(Path.home()) + ":", ""), name
+    assert json.loads(found["models/lora_adapters/adapter_config.json"])["base_model_name_or_path"] == "./gemma"
+    assert json.loads(found["settings.json"])["models"]["base"] == "./gemma"
+    assert "61 % (52–69 %)" in found["README.md"].decode()  # it is still the evaluation of this adapter
+
+
+def test_the_merged_model_answers_as_base_and_adapter_do(smoke, workspace):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    policy = attach_adapter(load_base(smoke.models), "embedded:stage2", POLICY).eval()
+    save_policy(policy, workspace.adapter, "embedded:chat")
+    write_jsonl(workspace.pairs, [{"prompt": "How?"}])
+    seal_training(workspace)
+    settings = smoke.model_copy(update={"export": smoke.export.model_copy(update={"merged": True})})
+    folder = Path(export_artifacts(settings, workspace).merged)
+    assert folder == workspace.export_dir / "merged_model"
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokens = torch.tensor([[2, 17, 40, 99]])
+    with torch.no_grad():
+        assert (merged(tokens).logits - policy(tokens).logits).abs().max() < 0.1  # it is saved in fp16, as its base is
+    assert (folder / "tokenizer.json").exists()
 
 
 def test_an_adapter_that_no_finished_training_left_is_left_out(smoke, finished):
@@ -208,30 +252,30 @@ def test_an_access_token_among_the_settings_is_not_exported_either(finished):
 
 
 def test_a_file_that_changes_while_it_is_packed_is_noticed(smoke, finished, monkeypatch):
-    write = export._write
+    write = export.write_archive
 
-    def disturbed(target, files, written):
+    def disturbed(target, packed):
         finished.pairs.write_text("{}\n")
-        write(target, files, written)
+        write(target, packed)
 
-    monkeypatch.setattr(export, "_write", disturbed)
-    with pytest.raises(CaiError, match="pairs/pairs.jsonl in the zip is not what was put in"):
+    monkeypatch.setattr(export, "write_archive", disturbed)
+    with pytest.raises(CaiError, match=r"The zip is not what was put in: pairs/pairs\.jsonl has"):
         export_artifacts(smoke, finished)
 
 
 def test_a_damaged_member_is_noticed(smoke, finished, monkeypatch):
-    write = export._write
+    write = export.write_archive
 
-    def damaged(target, files, written):
-        write(target, files, written)
+    def damaged(target, packed):
+        write(target, packed)
         content = bytearray(target.read_bytes())
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             info = archive.getinfo("stage3_constitutional/pairs/pairs.jsonl")
         content[info.header_offset + 30 + len(info.filename) + 5] ^= 255
         target.write_bytes(content)
 
-    monkeypatch.setattr(export, "_write", damaged)
-    with pytest.raises((CaiError, zipfile.BadZipFile)):
+    monkeypatch.setattr(export, "write_archive", damaged)
+    with pytest.raises(CaiError, match=r"pairs/pairs\.jsonl"):
         export_artifacts(smoke, finished)
 
 

@@ -4,8 +4,8 @@ from cai_helpers.critique.constitution import load_constitution
 from cai_helpers.critique.critic import Critic, make_traces
 from cai_helpers.critique.protocols import load_protocol
 from cai_helpers.errors import CaiError
-from cai_helpers.schema import Prompt
-from cai_helpers.stages.generate import _generate
+from cai_helpers.schema import Prompt, Trace
+from cai_helpers.stages.generate import _generate, _stoppable
 from cai_helpers.store import JsonlStore
 
 
@@ -17,10 +17,14 @@ def critic(generator, smoke, protocol: str = "single/short") -> Critic:
     return Critic(generator, generator, load_protocol(protocol), load_constitution(), smoke)
 
 
+def traces_of(critic: Critic, prompts: list[Prompt]) -> list[Trace]:
+    return [trace for ended in make_traces(critic, prompts) for trace in ended]
+
+
 def test_one_call_gives_a_trace_with_everything_that_was_said(scripted, smoke):
     output = "CRITIQUE: It helps a thief.\nREVISION: I can't help with stealing a bike."
     generator = scripted(["Cut the lock.", output])
-    [trace] = make_traces(critic(generator, smoke), [prompt("a")])
+    [trace] = traces_of(critic(generator, smoke), [prompt("a")])
     assert (trace.id, trace.draft, trace.outcome) == ("a", "Cut the lock.", "revised")
     assert trace.revision == "I can't help with stealing a bike."
     assert trace.critic_outputs == [output]
@@ -30,13 +34,13 @@ def test_one_call_gives_a_trace_with_everything_that_was_said(scripted, smoke):
 
 
 def test_a_failed_revision_keeps_the_draft_the_outcome_and_the_raw_output(scripted, smoke):
-    [trace] = make_traces(critic(scripted(["Cut the lock.", "Nonsense."]), smoke), [prompt("a")])
+    [trace] = traces_of(critic(scripted(["Cut the lock.", "Nonsense."]), smoke), [prompt("a")])
     assert (trace.outcome, trace.revision, trace.critic_outputs) == ("unparsed", "Cut the lock.", ["Nonsense."])
 
 
 def test_two_steps_ask_for_a_revision_only_where_the_critique_did_not_settle_it(scripted, smoke):
     texts = ["Draft one.", "Draft two.", "KEEP_ORIGINAL", "It helps a thief.", "I can't help with that at all."]
-    traces = list(make_traces(critic(scripted(texts), smoke, "two_step/short"), [prompt("a"), prompt("b")]))
+    traces = traces_of(critic(scripted(texts), smoke, "two_step/short"), [prompt("a"), prompt("b")])
     assert [(trace.id, trace.outcome) for trace in traces] == [("a", "kept"), ("b", "revised")]
     assert traces[1].critique == "It helps a thief."
     assert traces[1].critic_outputs == ["It helps a thief.", "I can't help with that at all."]
@@ -44,20 +48,20 @@ def test_two_steps_ask_for_a_revision_only_where_the_critique_did_not_settle_it(
 
 def test_the_scripted_generator_fails_when_its_script_runs_out(scripted, smoke):
     with pytest.raises(AssertionError, match="no text left"):
-        list(make_traces(critic(scripted(["Cut the lock."]), smoke), [prompt("a")]))
+        traces_of(critic(scripted(["Cut the lock."]), smoke), [prompt("a")])
 
 
 def test_stopping_by_hand_keeps_finished_rows_and_says_how_to_go_on(scripted, smoke, workspace):
-    class StoppedInTheSecondBatch(scripted):
-        def generate(self, chats, sampling, keys, batch_size):
-            if "b/draft" in keys:
+    class StoppedAtTheSecondPrompt(scripted):
+        def answer(self, request):
+            if request.key == "b/draft":
                 raise KeyboardInterrupt
-            return super().generate(chats, sampling, keys, batch_size)
+            return super().answer(request)
 
-    generator = StoppedInTheSecondBatch(["Cut the lock.", "CRITIQUE: Bad.\nREVISION: I can't help with that at all."])
+    generator = StoppedAtTheSecondPrompt(["Cut the lock.", "CRITIQUE: Bad.\nREVISION: I can't help with that at all."])
     one_by_one = smoke.model_copy(update={"generate": smoke.generate.model_copy(update={"batch_size": 1})})
     store = JsonlStore(workspace.traces)
-    with pytest.raises(CaiError, match="1 of 2 pairs of this call are on disk") as error:
-        _generate(critic(generator, one_by_one), [prompt("a"), prompt("b")], store)
+    with pytest.raises(CaiError, match="1 of 2 pairs of this call are on disk") as error, _stoppable(2) as bar:
+        list(_generate(critic(generator, one_by_one), [prompt("a"), prompt("b")], store, bar))
     assert "go on" in error.value.todo
     assert store.ids() == {"a"}

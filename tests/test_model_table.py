@@ -9,7 +9,7 @@ from transformers import GenerationConfig
 
 from cai_helpers.machine.hardware import GIB
 from cai_helpers.models.chat_format import ChatFormat
-from cai_helpers.models.hub import OPEN_MODELS
+from cai_helpers.models.open_models import OPEN_MODELS
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.training.rows.pairs import encode
 

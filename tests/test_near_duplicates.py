@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from cai_helpers.measures.near_duplicates import _jaccard, _shingles, near_copies
+from cai_helpers.measures.near_duplicates import near_copies
 
 LONG = (
     "My neighbour plays loud music every night until two and the landlord does not answer my letters, "
@@ -19,6 +19,15 @@ def test_short_questions_about_different_things_are_no_copies():
     assert near_copies(["How do I pick a lock?", "How do I pick a bike?", "Yes.", "Yes."], 0.8) == [None, None, None, 2]
 
 
+def jaccard(left: str, right: str) -> float:
+    """Of the sets of three words in a row, written down as the docstring says it."""
+    sets = []
+    for text in (left, right):
+        words = text.split()
+        sets.append({tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2))})
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 1.0])
 def test_the_index_finds_what_comparing_everything_finds(similarity):
     draw = random.Random(0)
@@ -33,9 +42,16 @@ def test_the_index_finds_what_comparing_everything_finds(similarity):
     kept: list[int] = []
     expected: list[int | None] = []
     for place, text in enumerate(texts):
-        near = [one for one in kept if _jaccard(_shingles(text), _shingles(texts[one])) >= similarity]
+        near = [one for one in kept if jaccard(text, texts[one]) >= similarity]
         expected.append(near[0] if near else None)
         if not near:
             kept.append(place)
     assert near_copies(texts, similarity) == expected
     assert 0 < len(kept) < len(texts)
+
+
+def test_texts_of_no_word_one_word_and_two_words_are_compared_as_wholes():
+    assert near_copies([], 0.8) == []
+    assert near_copies(["", "a", "a b", "a b c", "b", " ", "A", "a  B", "A b c"], 0.8) == [
+        None, None, None, None, None, 0, 1, 2, 3,
+    ]  # fmt: skip

@@ -99,7 +99,7 @@ def test_evaluate_with_a_nan_in_the_trained_adapter_gives_no_verdict(broken, smo
     with pytest.raises(CaiError, match=r"layers\.2\.self_attn\.v_proj\.lora_B\.stage3\.weight holds NaN"):
         evaluate_models(smoke, workspace)
     answers = [json.loads(line) for line in workspace.answers.read_text().splitlines()]
-    assert len(answers) == 2  # Stage 2's, which is whole
+    assert {answer["stage"] for answer in answers} == {"base", "stage2"}  # which are whole
     assert workspace.manifest("evaluate") is None
     assert not workspace.responses.exists()
 

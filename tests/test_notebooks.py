@@ -76,3 +76,15 @@ def test_colab_opens_a_notebook_on_a_t4(path):
 def test_the_install_cell_leaves_colabs_libraries_alone(path):
     installs = re.findall(r"[%!]\s*pip install.*", "\n".join(cell.source for cell in cells(path, "code")))
     assert installs == [f'%pip install -q --no-deps "trl==1.16.0" "cai-helpers @ git+{REPOSITORY}"']
+
+
+def test_every_file_that_notebook_06_names_is_in_the_zip(small_run):
+    from zipfile import ZipFile
+
+    path = ROOT / "notebooks" / "06_export_artifacts.ipynb"
+    text = "\n".join(cell.source for kind in ("markdown", "code") for cell in cells(path, kind))
+    named = {name for name in re.findall(r'[`"]([\w./]+\.\w+)[`"]', text) if not name.endswith((".zip", ".com"))}
+    assert {"USE.md", "DATASET.md", "README.md", "manifest.json", "reports/report.html"} <= named
+    with ZipFile(small_run.zip) as archive:
+        packed = {name.removeprefix("stage3_constitutional/") for name in archive.namelist()}
+    assert {name for name in named if name not in packed} == {"export.merged"} & named

@@ -11,7 +11,8 @@ from huggingface_hub.errors import GatedRepoError
 
 from cai_helpers.doctor import examine
 from cai_helpers.errors import CaiError
-from cai_helpers.models.hub import OPEN_MODELS, from_hub
+from cai_helpers.models.hub import from_hub
+from cai_helpers.models.open_models import OPEN_MODELS
 from cai_helpers.notebook import colab
 from cai_helpers.settings import Settings, load_settings
 

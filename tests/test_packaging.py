@@ -144,7 +144,7 @@ def test_the_wheel_holds_every_module_and_asset(wheel):
 def test_the_wheel_brings_the_cai_command_and_the_requirements(wheel):
     entry_points = next(name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     metadata = next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
-    assert "cai = cai_helpers.cli:app" in wheel.read(entry_points).decode()
+    assert "cai = cai_helpers.__main__:main" in wheel.read(entry_points).decode()
     required = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", wheel.read(metadata).decode(), flags=re.MULTILINE)
     assert {canonicalize_name(name) for name in required} == {canonicalize_name(r.name) for r in requirements()}
 

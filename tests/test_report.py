@@ -6,7 +6,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from cai_helpers.evaluation.comparison import Judgement, Response, compare, compare_by_category
+from cai_helpers.evaluation.comparison import compare, compare_by_category
+from cai_helpers.evaluation.figures import Judgement, Response
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
 from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.pages.training_picture import save_training_plot, training
@@ -170,7 +171,7 @@ def test_the_page_of_the_run_holds_everything_and_is_inert(smoke, complete):
     text = write_run_report(smoke, complete).read_text(encoding="utf-8")
     assert_inert_and_self_contained(text)
     verdict = ["Better", "it wins often", "gibberish can win it", "harmful requests (5)"]
-    examples = ["largest gain", "largest loss", "benign, now refused"]
+    examples = ["most improved", "most worsened", "at random"]
     for expected in (
         *verdict,
         *examples,
@@ -180,7 +181,7 @@ def test_the_page_of_the_run_holds_everything_and_is_inert(smoke, complete):
         "transformers",
     ):
         assert expected in text
-    assert text.count("data:image/png;base64,") == 4
+    assert text.count("data:image/png;base64,") == 3
 
 
 def test_the_page_of_the_pairs_is_inert(complete):

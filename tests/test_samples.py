@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from cai_helpers.scoring.samples import asked_about, extremes
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.stages.analyze import analyze_pairs
 from cai_helpers.stages.curate import curate_pairs
-from cai_helpers.stages.export import model_card
+from cai_helpers.stages.export import export_artifacts
 from cai_helpers.stages.generate import generate_pairs
 from cai_helpers.stages.score import score_pairs
 from cai_helpers.store import read_jsonl
@@ -157,7 +158,7 @@ def test_all_drafts_of_a_prompt_stand_in_its_trace_in_their_order(scripted):
     prompts = [Prompt(id=name, messages=LOCK, category="harmless", source="here") for name in "xy"]
     critic = Critic(drafter, drafter, Samples("samples/2", 2), None, small())
     critic = critic._replace(constitution=_no_principles())
-    traces = list(make_traces(critic, prompts))
+    traces = [trace for ended in make_traces(critic, prompts) for trace in ended]
     assert [[sample.text for sample in trace.drafts] for trace in traces] == [[WHOLE, A], [OTHER, B]]
     assert [(trace.draft, trace.outcome, trace.critique, trace.principle_ids) for trace in traces] == [
         (WHOLE, "sampled", "", []),
@@ -185,8 +186,10 @@ import os, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_samples
+from cai_helpers import store
 from cai_helpers.store import JsonlStore
 
+store._SECONDS_A_WRITE = 0
 appends = 0
 def append(self, rows, append=JsonlStore.append):
     global appends
@@ -282,7 +285,8 @@ def test_the_pages_and_the_card_call_the_sides_what_they_are(whole):
     assert "revision wins" not in page
     run_page = write_run_report(small(), whole).read_text()
     assert "best and worst sample," in run_page
-    card = model_card(small(), whole, trained=False)
+    with zipfile.ZipFile(export_artifacts(small(), whole).path) as archive:
+        card = archive.read(min((n for n in archive.namelist() if n.endswith("README.md")), key=len)).decode()
     assert "it answered each prompt 4 times (protocol samples/4; no critique, no constitution)" in card
 
 

@@ -7,10 +7,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.batches import in_batches
+from cai_helpers.models.batches import in_batches, in_token_batches
 from cai_helpers.scoring.ensemble import Ensemble
 from cai_helpers.scoring.judge import scorer_identity
-from cai_helpers.scoring.reward_model import RewardModel, check_sanity, check_spread, norming_texts
+from cai_helpers.scoring.reward_model import RewardModel
+from cai_helpers.scoring.sanity import check_sanity, check_spread, norming_texts
 from cai_helpers.sections import RewardSource
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.score import choose_side
@@ -325,3 +326,28 @@ def test_a_chat_is_encoded_with_one_beginning_and_without_thinking():
 
 def classifier_words(ids: list[int]) -> list[str]:
     return chat_tokenizer(TEMPLATE, None).convert_ids_to_tokens(ids)
+
+
+def test_batches_by_tokens_hold_rows_of_like_size_and_little_padding():
+    sizes = [(row * 7919) % 397 + 12 for row in range(300)]
+    batches = [rows for rows, _ in in_token_batches(sizes, 4096, lambda rows: rows)]
+    assert sorted(row for rows in batches for row in rows) == list(range(300))
+    for rows in batches:
+        width, real = max(sizes[row] for row in rows), sum(sizes[row] for row in rows)
+        assert len(rows) == 1 or len(rows) * width <= 4096
+        assert real >= 0.9 * len(rows) * width
+    assert len(batches) < 40
+
+
+def test_out_of_memory_halves_the_tokens_of_a_batch_and_loses_no_row():
+    sizes, tried = [10] * 12, []
+
+    def work(rows):
+        tried.append(len(rows))
+        if len(rows) > 3:
+            raise RuntimeError("CUDA out of memory")
+        return rows
+
+    batches = [rows for rows, _ in in_token_batches(sizes, 100, work)]
+    assert sorted(row for rows in batches for row in rows) == list(range(12))
+    assert tried == [10, 5, 2, 2, 2, 2, 2, 2]

@@ -23,7 +23,8 @@ from transformers import (
 
 from cai_helpers.errors import CaiError
 from cai_helpers.models.language import load_tokenizer
-from cai_helpers.scoring.reward_model import RewardModel, check_sanity, load_reward_model, norming_texts
+from cai_helpers.scoring.reward_model import RewardModel, load_reward_model
+from cai_helpers.scoring.sanity import check_sanity, norming_texts
 from cai_helpers.sections import USUAL_REWARD, RewardSource
 from cai_helpers.settings import load_settings
 

@@ -126,3 +126,36 @@ def test_not_a_number_is_never_written(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_jsonl(tmp_path / "a.jsonl", [{"a": float("inf")}])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_come_within_a_second_share_a_write_and_none_is_lost_to_an_error(tmp_path, monkeypatch):
+    from cai_helpers import store as module
+
+    now = [100.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    store, written = JsonlStore(tmp_path / "rows.jsonl"), []
+
+    def stopped() -> None:
+        with module.gathering(store, written.append) as take:
+            for second, rows in [(100.0, ["a"]), (100.4, ["b"]), (100.8, ["c"]), (101.1, []), (101.2, ["d"])]:
+                now[0] = second
+                take({"id": name} for name in rows)
+            assert [row["id"] for row in store.rows()] == ["a", "b", "c"]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert [row["id"] for row in store.rows()] == ["a", "b", "c", "d"]
+    assert written == [1, 2, 1]
+
+
+def test_a_file_is_put_in_order_with_rows_that_are_not_asked_for_at_its_end(tmp_path):
+    from cai_helpers.store import put_in_order
+
+    path = tmp_path / "rows.jsonl"
+    write_jsonl(path, [{"id": name, "text": "\u2028"} for name in "xcayb"])
+    put_in_order(path, list("abc"))
+    assert [row["id"] for row in read_jsonl(path)] == list("abcxy")
+    before = path.stat().st_mtime_ns
+    put_in_order(path, list("abc"))
+    assert path.stat().st_mtime_ns == before

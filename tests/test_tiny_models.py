@@ -137,7 +137,7 @@ def test_at_least_nine_in_ten_critiques_parse(
 ) -> None:
     critic: Critic = load_critic(settings, protocol)._replace(drafter=stage2, critic=stage2)
     sample = only(held_out, "harmless", 20) + only(held_out, "helpful", 20)
-    outcomes = [trace.outcome for trace in make_traces(critic, sample)]
+    outcomes = [trace.outcome for ended in make_traces(critic, sample) for trace in ended]
     assert sum(outcome in ("revised", "kept", "meta_commentary") for outcome in outcomes) >= 0.9 * 40
 
 

@@ -119,8 +119,10 @@ def test_loss_margin_and_gradient_of_a_batch_are_those_of_the_paper(tiny, tmp_pa
 
     ratios = []  # (chosen, rejected): log pi(y|x) - log pi_ref(y|x)
     trainer.model.eval()
-    for row in read_rows(Workspace(tmp_path).train_rows)[:2]:
-        pair = encode(row, tokenizer)
+    rows = read_rows(Workspace(tmp_path).train_rows)
+    both = trainer._reference_order(trainer.train_dataset)[:2]
+    for row in both:
+        pair = encode(rows[row], tokenizer)
         for side in (pair.chosen, pair.rejected):
             with torch.no_grad():
                 anchor = sequence_log_probability(reference, pair.prompt, side)
@@ -135,7 +137,7 @@ def test_loss_margin_and_gradient_of_a_batch_are_those_of_the_paper(tiny, tmp_pa
     assert measured.margin == pytest.approx(margins.mean().item(), abs=1e-5)
     assert measured.reference_error == pytest.approx(0, abs=1e-5)
     assert abs(measured.loss - math.log(2)) > 0.01
-    batch = trainer.data_collator(list(trainer.train_dataset.select(range(2))))
+    batch = trainer.data_collator(list(trainer.train_dataset.select(both)))
     trainer.compute_loss(trainer.model, batch).backward()
     for parameter, expected in zip(trained.values(), gradients, strict=True):
         assert torch.allclose(parameter.grad, expected, atol=1e-5)

@@ -294,12 +294,13 @@ def gemma_shape(tmp_path_factory) -> Path:
     ("batch", "tokens", "thrifty", "measured"),  # GiB on a GPU, benchmarks/RESULTS.md
     [(2, 508, True, 5.9), (8, 514, True, 7.84), (2, 1024, True, 6.39), (1, 514, False, 8.26), (2, 514, False, 11.53)],
 )
-def test_the_memory_plan_is_within_a_twentieth_of_what_was_measured(gemma_shape, batch, tokens, thrifty, measured):
+def test_the_memory_plan_is_what_was_measured_or_a_little_more(gemma_shape, batch, tokens, thrifty, measured):
     changes = [f"models.base={gemma_shape}", f"train.batch_size={batch}", f"train.gradient_checkpointing={thrifty}"]
     plan = plan_memory(
         load_settings("t4", changes), "fp16", Machine("cpu", "a card", None, 15 * GIB, 1), tokens, sides=2
     )
-    assert plan.total / GIB == pytest.approx(measured, rel=0.05)
+    # measured where each side had its own prompt; where pairs share it more is kept a token, and that is planned
+    assert 0.95 * measured < plan.total / GIB < 1.12 * measured
 
 
 def test_a_plan_that_is_clearly_too_much_stops_and_one_that_is_tight_says_so(gemma_shape):
@@ -310,11 +311,23 @@ def test_a_plan_that_is_clearly_too_much_stops_and_one_that_is_tight_says_so(gem
         return plan_memory(settings, "fp16", Machine("cpu", "a card", None, int(gib * GIB), 1), 514, sides=2)
 
     with pytest.raises(
-        CaiError, match=r"about 12.0 of 10.0 GiB(?s:.*)gradient_checkpointing=true, or train.batch_size=1"
+        CaiError, match=r"about 8.8 of 7.0 GiB(?s:.*)gradient_checkpointing=null, or a smaller train.max_length"
     ):
-        require_memory(plan(10), settings)
-    assert "TIGHT" in require_memory(plan(12.5), settings).line()
+        require_memory(plan(7), settings)
+    assert "TIGHT" in require_memory(plan(9), settings).line()
     assert "TIGHT" not in require_memory(plan(14.5), settings).line()
+    assert (plan(12).tokens, plan(14.5).tokens) == (1028, 2056)  # a batch that does not fit whole is cut
+
+
+def test_checkpointing_is_for_what_fits_no_other_way(gemma_shape):
+    settings = load_settings("t4", [f"models.base={gemma_shape}"])
+
+    def plan(gib: float, longest: int):
+        return plan_memory(settings, "fp16", Machine("cpu", "a card", None, int(gib * GIB), 1), longest, sides=2)
+
+    assert (plan(14.5, 508).tokens, plan(14.5, 508).checkpointing) == (2032, False)
+    assert (plan(14.5, 1024).tokens, plan(14.5, 1024).checkpointing) == (2048, False)
+    assert (plan(9, 1024).tokens > 2048, plan(9, 1024).checkpointing) == (True, True)
 
 
 def test_half_a_batch_is_only_advised_where_the_method_can_have_it():
