@@ -51,14 +51,14 @@ def press(box, label: str) -> None:
     from playwright.sync_api import expect
 
     button = box.get_by_role("button", name=label, exact=True)
-    expect(button).to_be_enabled()
+    expect(button).to_be_enabled(timeout=60_000)
     button.click()
 
 
 def shows(box, text: str) -> None:
     from playwright.sync_api import expect
 
-    expect(box).to_contain_text(text)
+    expect(box).to_contain_text(text, timeout=60_000)  # models load first
 
 
 def test_a_person_talks_to_both_and_chooses(site, page, workspace):
