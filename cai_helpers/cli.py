@@ -3,23 +3,21 @@
 What is quoted or imported inside a function loads when a command runs, so that `cai --help` answers at once.
 """
 
-import sys
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cai_helpers import archive_commands
 from cai_helpers.command import make_command, make_plain_command, show
-from cai_helpers.errors import CaiError, RoundsEnded, TrainingRefused
-from cai_helpers.paths import DEFAULT_ROOT
+from cai_helpers.errors import RoundsEnded, TrainingRefused
 from cai_helpers.terminal import visible
 
 if TYPE_CHECKING:
     from cai_helpers.schema import StageReport
     from cai_helpers.settings import Settings
-    from cai_helpers.stages.take_in import What
     from cai_helpers.workspace import Workspace
 
 app = typer.Typer(
@@ -55,13 +53,6 @@ def _shared_command(function: Callable[..., "StageReport | int"]) -> None:
     app.command(function.__name__)(make_command(function, shares_work=True))
 
 
-def _plain_command(name: str) -> Callable[[Callable[..., "StageReport | int"]], None]:
-    def add(function: Callable[..., "StageReport | int"]) -> None:
-        app.command(name)(make_plain_command(function))
-
-    return add
-
-
 def _with_strict(settings: "Settings", strict: bool) -> "Settings":
     if not strict:
         return settings
@@ -79,6 +70,9 @@ def run(
             "--from", help="The folder of a finished run: its adapter is Stage 2 of this one, the next round."
         ),
     ] = None,
+    anyway: Annotated[
+        bool, typer.Option("--anyway", help="With --from: begin the round although the rule ends the rounds.")
+    ] = False,
 ) -> int:
     """The whole pipeline. Exit code 0: done; 3: the pairs are too few or refused, or no further round should follow, report
     written; 1: an error."""
@@ -88,7 +82,7 @@ def run(
         from cai_helpers.rounds import begin_round
         from cai_helpers.workspace import Workspace
 
-        settings = begin_round(settings, workspace, Workspace(previous))
+        settings = begin_round(settings, workspace, Workspace(previous), anyway)
     report = run_stage3(_with_strict(settings, strict), workspace)
     show(report)
     adapter = workspace.adapter if workspace.adapter.exists() else "none: nothing was trained"
@@ -319,61 +313,6 @@ def export(settings: "Settings", workspace: "Workspace") -> "StageReport":
     return export_artifacts(settings, workspace)
 
 
-@_plain_command("verify")
-def verify(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A zip that `cai export` wrote.")],
-) -> "StageReport":
-    """Is a zip what was packed? Every hash, the adapter on its base, the cards against the reports. Exit code 1: no."""
-    from cai_helpers.stages.verify import verify_archive
-
-    return verify_archive(file)
-
-
-@_plain_command("push")
-def push(
-    to: Annotated[str | None, typer.Option(help="Model repository for the adapter, user/repo.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Dataset repository for the pairs, user/pairs.")] = None,
-    file: Annotated[Path | None, typer.Option(help="The zip; default: the workspace's.")] = None,
-    workspace: Annotated[Path, typer.Option(help="Folder of the run.")] = DEFAULT_ROOT,
-    public: Annotated[bool, typer.Option("--public", help="Everyone may see it. Without this it is private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would go, and send nothing.")] = False,
-) -> "StageReport":
-    """Put the zip's adapter and pairs on the Hub, one commit each. Private by default; a second call changes nothing."""
-    from cai_helpers.stages.push import push_archive
-    from cai_helpers.workspace import Workspace
-
-    space = Workspace(workspace)
-    path = file or space.require(space.zip, made_by="export")
-    return push_archive(path, to, dataset, public, dry_run, _confirm)
-
-
-def _confirm(question: str) -> bool:
-    """No, where nobody is there to answer."""
-    return sys.stdin.isatty() and typer.confirm(question)
-
-
-@_plain_command("import")
-def import_(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A zip that `cai export` wrote.")],
-    workspace: Annotated[Path, typer.Option(help="A folder that is not there yet, or is empty.")],
-    what: Annotated[
-        str, typer.Option("--as", help="run: all of it; pairs: the pairs alone; stage2: the adapter, for a new run.")
-    ] = "run",
-    model: Annotated[str | None, typer.Option(help="Base model here, where it was a folder there.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="Stage-2 LoRA here, where it was a folder there.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a setting of the run. Repeatable.")] = None,
-) -> "StageReport":
-    """Take a run from a zip into a workspace: each stage goes on there. Hostile zips are refused before a byte is written."""
-    from cai_helpers.stages.take_in import KINDS, import_archive
-    from cai_helpers.workspace import Workspace
-
-    if what not in KINDS:
-        raise CaiError(f"--as {what} is not known.", f"Use one of {', '.join(KINDS)}.")
-    overrides = [f"models.base={model}"] if model else []
-    overrides += [f"models.adapter={adapter}"] if adapter else []
-    return import_archive(file, Workspace(workspace), cast("What", what), overrides + (set_ or []))
-
-
 @_command
 def doctor(settings: "Settings", workspace: "Workspace") -> int:
     """Check versions, GPU, disk, your files, and the models against each other. Exit code 1 if something is to do."""
@@ -384,6 +323,9 @@ def doctor(settings: "Settings", workspace: "Workspace") -> int:
         typer.echo(visible(check.line()))
     return int(not all(check.ok for check in checks))
 
+
+for _of_an_archive in (archive_commands.verify, archive_commands.push, archive_commands.import_):
+    app.command(_of_an_archive.__name__.rstrip("_"))(make_plain_command(_of_an_archive))
 
 if __name__ == "__main__":
     app()

@@ -1,7 +1,6 @@
 """A function of settings and workspace → a command with the options that all share, its errors told and its exit code."""
 
 import inspect
-import json
 import os
 import traceback
 from collections.abc import Callable
@@ -62,16 +61,13 @@ def shared_options(
     ] = None,
 ) -> "tuple[Settings, Workspace]":
     """The options every command takes, read into settings and a workspace."""
-    from cai_helpers.settings import load_settings
+    from cai_helpers.settings import as_override, load_settings
     from cai_helpers.workspace import Workspace
 
     space = Workspace(workspace)
-    changes = [f"models.base={_named(model, '--model')}"] if model is not None else []
-    if adapter is not None:
-        changes.append(f"models.adapter={'null' if adapter == 'none' else _named(adapter, '--adapter')}")
-    changes += (
-        [f"prompts.source={_named(prompts, '--prompts')}", "prompts.eval_source=null"] if prompts is not None else []
-    )
+    changes = named_models(model, adapter)
+    if prompts is not None:
+        changes += [as_override("prompts.source", _given(prompts, "--prompts")), "prompts.eval_source=null"]
     changes += [f"prompts.limit={limit}"] if limit else []
     changes += [f"seed={seed}"] if seed is not None else []
     changes += ["cpu=true"] if cpu else []
@@ -88,8 +84,9 @@ def make_command(function: Callable[..., "StageReport | int"], shares_work: bool
     Typer reads options from a signature; writing the nine shared ones into each command would be nine copies. An
     option of the function's own takes the place of a shared one of the same name.
 
-    What the command ends with: 0, done; 1, an error or, of the doctor, something to do; 3, training was refused; 130,
-    stopped by hand. (A command line that cannot be understood ends with typer's 2 before this begins.)
+    What the command ends with: 0, done; 1, an error or, of the doctor, something to do; 3, training was refused or no further
+    round should follow; 4, the verdict is not the one that was required; 130, stopped by hand. (A command line that cannot
+    be understood ends with typer's 2 before this begins.)
     """
     own = _parameters(function)[2:]
     names = {parameter.name for parameter in own}
@@ -148,11 +145,21 @@ def show(report: "StageReport") -> None:
         typer.echo(f"  {name.ljust(width)}  " + visible(value).replace("\n", "\n" + " " * (width + 4)))
 
 
-def _named(value: str, option: str) -> str:
-    """A name from the command line as YAML text: a path may hold what YAML takes for something else ("my data #2.jsonl")."""
+def named_models(model: str | None, adapter: str | None) -> list[str]:
+    """The changes that --model and --adapter ask for; None: the option was not given."""
+    from cai_helpers.settings import as_override
+
+    changes = [] if model is None else [as_override("models.base", _given(model, "--model"))]
+    if adapter is not None:
+        none = adapter == "none"
+        changes.append("models.adapter=null" if none else as_override("models.adapter", _given(adapter, "--adapter")))
+    return changes
+
+
+def _given(value: str, option: str) -> str:
     if not value.strip():
         raise CaiError(f"{option} is empty.", "Give a name, or leave the option out.")
-    return json.dumps(value, ensure_ascii=False)
+    return value
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

@@ -11,7 +11,7 @@ from cai_helpers.evaluation.rounds import RULE, Round, RoundsReport, first_round
 from cai_helpers.manifest import Manifest
 from cai_helpers.pages.rounds_picture import save_rounds_plot
 from cai_helpers.schema import Record
-from cai_helpers.settings import Settings, change_settings
+from cai_helpers.settings import Settings, as_override, change_settings
 from cai_helpers.store import read_json, read_jsonl, write_atomically, write_json, write_jsonl
 from cai_helpers.workspace import Workspace, holds_workspace
 
@@ -26,22 +26,24 @@ class _Before(Record):
 
 
 @holds_workspace
-def begin_round(settings: Settings, workspace: Workspace, previous: Workspace) -> Settings:
+def begin_round(settings: Settings, workspace: Workspace, previous: Workspace, anyway: bool = False) -> Settings:
     """The settings of the round after `previous`: its adapter as Stage 2, the same held-out prompts, never trained on.
 
     What the rounds before came to is measured and kept in rounds/.
 
+    anyway: begin it although the rule ends the rounds, to see what comes of that.
+
     Raises:
-        RoundsEnded: the round before is not better, or shows signs of collapse.
+        RoundsEnded: the round before is not better, or shows signs of collapse, and `anyway` is False.
         CaiError: `previous` is not a finished run.
     """
     _require_finished(previous)
     if not workspace.rounds_before.exists():
         before = _before(previous)
-        if (reason := why_stop(before.rounds)) is not None:
+        if not anyway and (reason := why_stop(before.rounds)) is not None:
             raise RoundsEnded(
                 f"Round {before.rounds[-1].number + 1} does not begin. {reason[0].upper()}{reason[1:]}.",
-                f"Take the round before as your result. The rule: {RULE}.",
+                f"Take the round before as your result, or add --anyway to see what would come. The rule: {RULE}.",
             )
         kept = previous.rounds_held_out.exists()
         held_out = previous.rounds_held_out if kept else previous.eval_prompts
@@ -49,7 +51,11 @@ def begin_round(settings: Settings, workspace: Workspace, previous: Workspace) -
         write_jsonl(workspace.first_responses, (row.model_dump() for row in _first_of(previous)))
         write_json(workspace.rounds_before, before.model_dump(mode="json"))
     return change_settings(
-        settings, [f"models.adapter={previous.adapter}", f"prompts.eval_source={workspace.rounds_held_out}"]
+        settings,
+        [
+            as_override("models.adapter", previous.adapter),
+            as_override("prompts.eval_source", workspace.rounds_held_out),
+        ],
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from importlib import resources
 from pathlib import Path
@@ -101,6 +102,11 @@ def change_settings(settings: Settings, overrides: list[str]) -> Settings:
     changed = _validated(values)
     kept = settings.endpoint.named_by_person and changed.endpoint.base_url == settings.endpoint.base_url
     return _named_by_person(changed) if kept or _names_endpoint(overrides) else changed
+
+
+def as_override(name: str, value: str | Path) -> str:
+    """`value` as the override that sets `name` to it: a path may hold what YAML takes for something else ("a: #2.jsonl")."""
+    return f"{name}={json.dumps(str(value), ensure_ascii=False)}"
 
 
 def _names_endpoint(overrides: list[str] | None) -> bool:

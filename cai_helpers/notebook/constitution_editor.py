@@ -13,7 +13,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.notebook.colab import change
 from cai_helpers.notebook.controls import button, line
 from cai_helpers.notebook.markup import Html
-from cai_helpers.settings import Settings, load_settings
+from cai_helpers.settings import Settings, as_override, load_settings
 from cai_helpers.store import write_atomically
 from cai_helpers.workspace import Workspace
 
@@ -44,7 +44,7 @@ class ConstitutionEditor:
         finally:
             draft.unlink()
         write_atomically(file, self.text.value.encode())
-        change(self._workspace, f"generate.constitution={file}")
+        change(self._workspace, as_override("generate.constitution", file))
         self._say(f"Saved: {len(principles)} principles. The next cell tries them.")
 
     def restore(self) -> None:

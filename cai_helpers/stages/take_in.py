@@ -11,7 +11,7 @@ from cai_helpers.artifacts.archive import Archive, open_archive
 from cai_helpers.artifacts.record import ADAPTER
 from cai_helpers.errors import CaiError
 from cai_helpers.schema import StageReport
-from cai_helpers.settings import Settings, change_settings
+from cai_helpers.settings import Settings, as_override, change_settings
 from cai_helpers.workspace import Workspace
 
 What = Literal["run", "pairs", "stage2"]
@@ -108,9 +108,9 @@ def _settings(archive: Archive, workspace: Workspace, what: What, overrides: lis
     settings, own = archive.settings(), []
     for field, name in (("constitution", "constitution.yaml"), ("protocols_file", "protocols.yaml")):
         if getattr(settings.generate, field) and name in archive.names:
-            own.append(f"generate.{field}={workspace.root / name}")
+            own.append(as_override(f"generate.{field}", workspace.root / name))
     if what == "stage2":
-        own.append(f"models.adapter={workspace.root / 'models' / 'stage2'}")
+        own.append(as_override("models.adapter", workspace.root / "models" / "stage2"))
     return change_settings(settings, own + overrides)
 
 

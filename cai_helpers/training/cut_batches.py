@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cai_helpers.training.load import OF_A_BATCH
 from cai_helpers.training.memory_plan import Room
 from cai_helpers.training.policy.shared_prompt import SharedPrompt, attending_in_pairs, why_not_shared
 from cai_helpers.training.rows.batches import (
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     from transformers import Trainer
 else:
     Trainer = object  # TRL's comes behind it
-
-# Of a batch as a whole: the mean over its chosen tokens, and sorted log-ratios. Cut, it would be another loss.
-_OF_A_BATCH = {"sft", "aot", "aot_unpaired"}
 
 
 class CutBatches(Trainer):
@@ -53,7 +51,7 @@ class CutBatches(Trainer):
 
     def get_train_dataloader(self) -> Any:
         collate = self.data_collator
-        self.data_collator = InParts(collate, self._room, not _OF_A_BATCH.isdisjoint(self.loss_types))
+        self.data_collator = InParts(collate, self._room, not OF_A_BATCH.isdisjoint(self.loss_types))
         try:
             return super().get_train_dataloader()
         finally:

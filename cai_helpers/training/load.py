@@ -9,7 +9,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.settings import Train
 
 # The mean over a batch's chosen tokens, and log-ratios that are sorted within it: of another batch, it is another loss.
-_OF_A_BATCH = {"sft", "aot", "aot_unpaired"}
+OF_A_BATCH = {"sft", "aot", "aot_unpaired"}
 
 
 class Load(NamedTuple):
@@ -41,7 +41,7 @@ def load_of_each(train: Train, processes: int) -> Load:
             f"{train.effective_batch} rows cannot be divided among {processes} processes.",
             f"Set train.accumulation to a multiple of {processes}, or launch another number of processes.",
         )
-    if train.method != "sft" and (whole := sorted(_OF_A_BATCH & set(train.loss_type))):
+    if train.method != "sft" and (whole := sorted(OF_A_BATCH & set(train.loss_type))):
         raise CaiError(
             f"train.loss_type={', '.join(whole)} is of a whole batch, so the {train.batch_size} pairs of one cannot be divided "
             f"among {processes} processes.",
