@@ -110,8 +110,8 @@ def main() -> None:
 
 def measure(model: PreTrainedModel, prompts: list[Prompt], variant: Variant, times: int) -> Figure:
     cuda, seconds = model.device.type == "cuda", []
-    make_pairs(model, prompts[:32], variant)
     if cuda:
+        make_pairs(model, prompts[:32], variant)
         torch.cuda.reset_peak_memory_stats()
     for _ in range(times):
         synchronize(cuda)

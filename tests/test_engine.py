@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections import deque
-from pathlib import Path
 
 import pytest
 import torch
@@ -416,24 +413,6 @@ def test_the_slots_come_from_the_free_memory():
 def test_the_attention_of_the_model_is_what_it_was_after_a_run(llama):
     run(llama, make_rows(Sampling(max_new_tokens=3)), 4)
     assert llama.config._attn_implementation == "sdpa"
-
-
-@pytest.mark.parametrize(
-    ("name", "head", "row", "rows"),
-    [("generation", "peak GiB |", "slots: 64 | 12 |", 2), ("flow", "peak GiB |", "| flow, opening read once |", 4)],
-)
-def test_the_benchmarks_run(capsys, monkeypatch, name, head, row, rows):
-    folder = Path(__file__).parents[1] / "benchmarks"
-    monkeypatch.syspath_prepend(folder)
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
-    benchmark = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, benchmark)
-    spec.loader.exec_module(benchmark)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--tiny"])
-    benchmark.main()
-    table = capsys.readouterr().out.rpartition(head)[2]
-    assert table.count(row) == rows
-    assert "Error" not in table
 
 
 OPENING = Opening(tuple(range(20, 31)))
