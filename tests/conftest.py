@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+from warm import Warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any library reads it: no test may reach the network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -118,3 +119,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("the real data is not on this machine (set CAI_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """Real processes that begin in a moment."""
+    server = Warm(tmp_path_factory.mktemp("calls"))
+    yield server
+    server.close()

@@ -1,8 +1,5 @@
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -330,13 +327,11 @@ test_bakeoff.compare_protocols(settings, test_bakeoff.Workspace({root!r}), 16)
 
 
 def test_a_killed_bakeoff_goes_on_without_repeating_a_row_and_more_prompts_keep_those_that_are_there(
-    whole, workspace, planted, tmp_path, generated_keys
+    warm, whole, workspace, planted, tmp_path, generated_keys
 ):
     script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path), root=str(workspace.root))
-    process = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert process.returncode == 9, process.stderr[-2000:]
+    process = warm.python(script)
+    assert process.code == 9, process.err[-2000:]
     made = len(list(read_jsonl(workspace.bakeoff.parent / "single-good.jsonl")))
     assert 0 < made < 16
     resumed = compare_protocols(planted, workspace, 16)

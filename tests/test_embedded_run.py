@@ -1,10 +1,7 @@
 """Generation and scoring on the embedded models, killed and resumed as a Colab runtime would be."""
 
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -45,16 +42,15 @@ def whole(tmp_path_factory) -> Workspace:
     return workspace
 
 
-def test_a_killed_run_resumes_and_ends_with_the_very_rows_of_an_uninterrupted_one(whole, tmp_path, capsys):
+def test_a_killed_run_resumes_and_ends_with_the_very_rows_of_an_uninterrupted_one(warm, whole, tmp_path, capsys):
     workspace = Workspace(tmp_path)
     options = [part for change in (*SMALL, "threads=1") for part in ("--set", change)]
-    command = [sys.executable, "-m", "cai_helpers.cli", "generate", "--preset", "smoke", "--workspace", str(tmp_path)]
-    process = subprocess.Popen([*command, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = warm.start("generate", "--preset", "smoke", "--workspace", tmp_path, *options)
     deadline = time.monotonic() + 120
     while not whole_rows(workspace) and time.monotonic() < deadline:
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.kill()
+    assert process.wait().code == -signal.SIGKILL
     made = whole_rows(workspace)  # the kill may have torn another one
     assert 0 < made < 24
     with workspace.traces.open("ab") as file:

@@ -12,7 +12,7 @@ import pytest
 from tiny_run import adapter_tensors, make_settings, make_workspace, same_tensors
 from typer.testing import CliRunner
 
-from cai_helpers import ground
+from cai_helpers import ground, store
 from cai_helpers.cli import app
 from cai_helpers.curation.overrides import append_override
 from cai_helpers.errors import WorkspaceVanished
@@ -112,6 +112,7 @@ def test_the_command_that_generates_ends_with_exit_code_1_and_says_how_much_is_s
             take_away(workspace.root, replaced)
 
     monkeypatch.setattr(JsonlStore, "append", then_gone)
+    monkeypatch.setattr(store, "_SECONDS_A_WRITE", 0)  # else a quick machine writes all nine at once
     command = ["generate", "--preset", "smoke", "--limit", "9", "--workspace", str(workspace.root)]
     command += ["--set", "generate.batch_size=2", "--set", "generate.protocol=single/short", "--set", "threads=1"]
     ended = CliRunner().invoke(app, command)

@@ -20,7 +20,7 @@ from cai_helpers.errors import CaiError, StoppedByHand, WorkspaceInUse
 from cai_helpers.store import read_jsonl, write_json
 from cai_helpers.workspace import Workspace
 
-GENERATE = [sys.executable, "-m", "cai_helpers.cli", "generate", "--preset", "smoke", "--limit", "60"]
+GENERATE = ["generate", "--preset", "smoke", "--limit", "60"]
 GENERATE += ["--set", "generate.batch_size=2", "--set", "threads=1", "--set", "generate.protocol=single/short"]
 HOLD = "import sys, time; from cai_helpers.workspace import Workspace; w = Workspace(sys.argv[1])\n"
 HOLD += "with w.held(): print('held', flush=True); time.sleep(float(sys.argv[2]))"
@@ -50,23 +50,23 @@ def age(file: Path, seconds: float) -> None:
 
 
 @pytest.mark.slow
-def test_a_second_generate_is_refused_and_after_a_kill_the_next_one_goes_on(workspace):
+def test_a_second_generate_is_refused_and_after_a_kill_the_next_one_goes_on(warm, workspace):
     command = [*GENERATE, "--workspace", str(workspace.root)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as first:
-        try:
-            while not workspace.traces.exists() or workspace.traces.read_bytes().count(b"\n") < 3:
-                assert first.poll() is None
-                time.sleep(0.05)
-            second = subprocess.run(command, capture_output=True, text=True, timeout=120)
-            assert first.poll() is None, "it was through before the second one came"
-            first.send_signal(signal.SIGKILL)
-        finally:
-            first.kill()
-    assert second.returncode == 1
-    assert f"process {first.pid} on {platform.node()}, since 20" in second.stderr
-    third = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert third.returncode == 0, third.stderr
-    assert f"taken over from process {first.pid} on {platform.node()}, since 20" in third.stdout
+    first = warm.start(*command)
+    try:
+        while not workspace.traces.exists() or workspace.traces.read_bytes().count(b"\n") < 3:
+            assert not first.is_over(), first.text()
+            time.sleep(0.05)
+        second = warm.cai(*command)
+        assert not first.is_over(), "it was through before the second one came"
+    finally:
+        first.kill()
+    assert first.wait().code == -signal.SIGKILL
+    assert second.code == 1
+    assert f"process {first.pid} on {platform.node()}, since 20" in second.err
+    third = warm.cai(*command)
+    assert third.code == 0, third.err
+    assert f"taken over from process {first.pid} on {platform.node()}, since 20" in third.out
     rows = [row["id"] for row in read_jsonl(workspace.traces)]
     assert (len(rows), len(set(rows))) == (60, 60)
     assert workspace.manifest("generate").report["pairs"] == 60

@@ -123,6 +123,7 @@ def test_batches_that_cannot_be_dealt_out_are_made_smaller(tiny, tmp_path):
     require_same_training(one, two, only=("loss", "eval_loss", "grad_norm", "step"))
 
 
+@pytest.mark.long
 def test_generating_in_two_processes_yields_the_rows_of_one(tmp_path):
     changes = ["prompts.limit=16", "generate.batch_size=4", "threads=1", "generate.protocol=single/short"]
     one, two = Workspace(tmp_path / "one"), Workspace(tmp_path / "two")

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -56,15 +54,15 @@ def stranger(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("loader", LOADERS)
-def test_yes_on_standard_input_runs_no_code_of_a_model(stranger, loader):
+def test_yes_on_standard_input_runs_no_code_of_a_model(warm, stranger, loader):
     program = PROGRAM.format(load=LOADERS[loader].format(name=str(stranger)))
-    run = subprocess.run([sys.executable, "-c", program], input="y\n" * 9, capture_output=True, text=True, timeout=120)
+    run = warm.python(program, stdin="y\n" * 9)
     assert not (stranger.parent / "it ran").exists()
-    assert "brings Python code of its own" in run.stdout, run.stderr
-    assert "[y/N]" not in run.stdout
+    assert "brings Python code of its own" in run.out, run.err
+    assert "[y/N]" not in run.out
 
 
-def test_a_known_architecture_is_loaded_by_transformers_and_not_by_the_code_beside_it(stranger, tmp_path):
+def test_a_known_architecture_is_loaded_by_transformers_and_not_by_the_code_beside_it(warm, stranger, tmp_path):
     known = Path(shutil.copytree(stranger, tmp_path / "model"))
     for name, changes in {
         "config.json": {"model_type": "gemma"},
@@ -77,6 +75,6 @@ def test_a_known_architecture_is_loaded_by_transformers_and_not_by_the_code_besi
         .replace(f"model={str(known)!r}", f"model={str(known)!r}, input='chat'")
     )
     program = PROGRAM.format(load=f"{load}; print('loaded')")
-    run = subprocess.run([sys.executable, "-c", program], input="y\n" * 9, capture_output=True, text=True, timeout=120)
-    assert run.stdout.endswith("loaded\n"), run.stderr
+    run = warm.python(program, stdin="y\n" * 9)
+    assert run.out.endswith("loaded\n"), run.err
     assert not (stranger.parent / "it ran").exists()

@@ -1,9 +1,6 @@
 """samples/k: several drafts of a prompt, of which the scorer makes a pair."""
 
 import math
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -202,12 +199,10 @@ test_samples.generate_pairs(test_samples.small(), test_samples.Workspace({root!r
 """
 
 
-def test_a_killed_run_of_samples_ends_with_the_very_rows_of_an_uninterrupted_one(whole, workspace):
+def test_a_killed_run_of_samples_ends_with_the_very_rows_of_an_uninterrupted_one(warm, whole, workspace):
     script = KILLED.format(tests=str(Path(__file__).parent), root=str(workspace.root))
-    process = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert process.returncode == 9, process.stderr[-2000:]
+    process = warm.python(script)
+    assert process.code == 9, process.err[-2000:]
     made = len(list(read_jsonl(workspace.traces)))
     assert 0 < made < 16
     report = generate_pairs(small("generate.batch_size=3"), workspace)

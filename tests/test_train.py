@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -204,14 +201,12 @@ train_policy(test_train.make_settings(Path({tiny!r})), Workspace({root!r}))
 
 
 @pytest.fixture(scope="module")
-def killed(tiny, tmp_path_factory) -> Path:
+def killed(warm, tiny, tmp_path_factory) -> Path:
     """What is left of a run whose process ended in its ninth step; a folder to copy."""
     workspace = make_workspace(tmp_path_factory.mktemp("killed"))
     script = KILLED_RUN.format(tests=str(Path(__file__).parent), tiny=str(tiny), root=str(workspace.root))
-    process = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    assert process.returncode == 9, process.stderr[-2000:]
+    process = warm.python(script)
+    assert process.code == 9, process.err[-2000:]
     assert [path.name for path in checkpoints.in_order(workspace.checkpoints)] == ["checkpoint-3", "checkpoint-6"]
     return workspace.root
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -103,15 +100,13 @@ for number in range(4):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_of_a_save_a_run_ends_with_the_same_weights_bit_for_bit(tiny, whole, tmp_path):
+def test_killed_at_any_moment_of_a_save_a_run_ends_with_the_same_weights_bit_for_bit(warm, tiny, whole, tmp_path):
     for number in range(4):
         make_workspace(tmp_path / str(number))
     script = KILLED_SAVES.format(tests=str(Path(__file__).parent), tiny=str(tiny), root=str(tmp_path))
-    process = subprocess.run(
-        [sys.executable, "-c", script], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
-    killed = [line for line in process.stdout.splitlines() if line.startswith(("signal", "exit"))]
-    assert killed == ["signal 9"] * 4, process.stderr[-2000:]
+    process = warm.python(script)
+    killed = [line for line in process.out.splitlines() if line.startswith(("signal", "exit"))]
+    assert killed == ["signal 9"] * 4, process.err[-2000:]
     torn = 0
     for number in range(4):
         workspace = Workspace(tmp_path / str(number))

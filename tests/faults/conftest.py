@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,14 +29,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 @pytest.fixture
 def ledger(request: pytest.FixtureRequest) -> Ledger:
     return request.config.stash[LEDGER]
-
-
-@pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    server = Warm(tmp_path_factory.mktemp("calls"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="session")

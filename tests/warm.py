@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Warm:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
-        environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        path = f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+        environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [sys.executable, __file__],
             stdin=subprocess.PIPE,
@@ -92,6 +93,10 @@ class Warm:
         self._process.stdin.write(json.dumps(call) + "\n")
         self._process.stdin.flush()
         return Running(int(self._process.stdout.readline()), folder)
+
+    def python(self, program: str, stdin: str = "") -> Ended:
+        """`python -c program`, with everything imported already."""
+        return self.start(stdin=stdin, prelude=f"{program}\nraise SystemExit(0)").wait(300)
 
     def cai(
         self, *arguments: object, cwd: Path | None = None, stdin: str = "", prelude: str = "", **environment: str
@@ -151,7 +156,7 @@ def _become_cai(call: dict) -> None:
     try:
         from cai_helpers.__main__ import main
 
-        exec(call["prelude"], {})
+        exec(call["prelude"], {"__name__": "__main__"})
         main()
         code = 0
     except SystemExit as ending:
