@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,13 +77,20 @@ def save_policy(model: Any, folder: Path, base: str, stage2: Factors | None = No
 
 def stamp_settings(folder: Path, digest: str) -> None:
     """Write the hash of the settings that an adapter was trained with into the metadata of its weights."""
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
     file = folder / WEIGHTS_FILE
-    with safe_open(file, "pt") as tensors:
-        metadata = tensors.metadata() or {}
-    write_atomically(file, to_bytes(load_file(file), metadata={**metadata, SETTINGS_HASH: digest}))
+    write_atomically(file, _with_metadata(file.read_bytes(), {SETTINGS_HASH: digest}))
+
+
+def _with_metadata(weights: bytes, entries: dict[str, str]) -> bytes:
+    """A safetensors file with more metadata, in alphabetical order; the library writes them in a random one, and the
+    same weights would be other bytes each time. The form: 8 bytes of length, JSON padded with spaces, tensors
+    (https://huggingface.co/docs/safetensors/index#format)."""
+    (length,) = struct.unpack("<Q", weights[:8])
+    head = json.loads(weights[8 : 8 + length])
+    head["__metadata__"] = dict(sorted({**head.get("__metadata__", {}), **entries}.items()))
+    text = json.dumps(head, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return struct.pack("<Q", len(text)) + text + weights[8 + length :]
 
 
 def _generation(model: Any) -> dict[str, Any]:
