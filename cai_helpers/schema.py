@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 from typing_extensions import TypedDict
@@ -83,6 +83,8 @@ class Record(BaseModel):
 class StageReport(Record):
     """What a stage returns and every surface shows: a title and lines of (what, figure)."""
 
+    FIRST: ClassVar[tuple[str, ...]] = ()  # how the lines begin that matter most; (): those of the summary
+
     def title(self) -> str:
         raise NotImplementedError
 
@@ -92,6 +94,10 @@ class StageReport(Record):
     def summary(self) -> list[tuple[str, str]]:
         """The few lines of it that belong into the table of the whole run."""
         return self.lines()
+
+    def first_lines(self) -> list[tuple[str, str]]:
+        """What a person reads first; the other lines may be folded."""
+        return [line for line in self.lines() if line[0].startswith(self.FIRST)] if self.FIRST else self.summary()
 
 
 class Target(Record):
@@ -163,6 +169,12 @@ class Trace(Record):
             del row["drafts"]
         return row
 
+    @property
+    def written(self) -> str:
+        """What the critic wrote last, whole, where no usable revision came of it; else empty."""
+        failed = self.outcome not in ("revised", "kept") and self.critic_outputs
+        return self.critic_outputs[-1].strip() if failed else ""
+
     def readable(self) -> str:
         """All that was said about the prompt, for a person."""
         if self.drafts:
@@ -203,6 +215,9 @@ class ScoredPair(Record):
     outcome: Outcome | Literal["unknown"] = "unknown"  # "unknown": a file from elsewhere that does not say
     reason: str = ""
     base_finish: Literal["stop", "length"] | None = None  # "length": the draft was cut off at the token limit
+    critic_output: str = (
+        ""  # what the critic wrote where no usable revision came of it: revised_response is the draft then
+    )
 
     @model_validator(mode="before")
     @classmethod

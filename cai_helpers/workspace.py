@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from tqdm.auto import tqdm
 
-from cai_helpers import failures, ground, lock
+from cai_helpers import failures, ground, lock, screen
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, SettingsChanged, WorkspaceVanished
 from cai_helpers.machine.processes import is_main_process, loss_of_another, this_process
@@ -104,7 +103,7 @@ class Workspace(RunPaths):
         if not is_main_process():
             return
         if show:
-            tqdm.write(visible(f"{stage}: {message}"))
+            screen.write(visible(f"{stage}: {message}"))
         ground.open_root(self.root)
         ground.make_folder(self.logs)
         with (

@@ -50,6 +50,12 @@ def test_a_line_that_falls_short_has_a_cause_and_a_next_step():
     assert lines["revised wins"].ok
 
 
+def test_a_share_just_below_its_aim_does_not_read_as_the_aim():
+    failed = {"revised_response": "Same.", "base_response": "Same.", "revised_score": None, "chosen": None}
+    one = gate(rows(286) + rows(14, 286, outcome="unparsed", **failed))["identical of attempted"]
+    assert one.line() == "ok: 4.7 % (3–8 %) (aim < 5 %)"
+
+
 def test_a_draft_that_passes_for_a_revision_is_named_as_such():
     fake = rows(30, 70, revised_response="Same.", base_response="Same.", outcome="unknown")
     one = gate(rows(70) + fake)["identical of attempted"]

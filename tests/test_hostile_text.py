@@ -160,11 +160,11 @@ def test_pairs_shown_side_by_side_stay_text(shown, workspace):
     check_text_only(shown, "outcome")
 
 
-def test_examples_of_the_analysis_stay_text(shown):
+def test_examples_of_the_analysis_stay_text(shown, workspace):
     planted = BRANCHES["word diff"]
     fields = ("prompt", "base_response", "revised_response", "category", "principle_ids", "critic_notes", "id")
     scores = {"base_score": 0.0, "revised_score": 1.0, "delta": 1.0}
-    widgets.show_examples([Example(**planted.model_dump(include=set(fields)), **scores)])
+    widgets.show_examples([Example(**planted.model_dump(include=set(fields)), **scores)], workspace)
     check_text_only(shown, "prompt", "draft", "revision", "category", "principle")
 
 

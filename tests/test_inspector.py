@@ -40,7 +40,8 @@ def test_a_row_shows_all_there_is_to_know(inspector):
     shown = text_of(inspector.page.value)
     for part in ("Question 1", "Draft number 1", "red", "blue", "reward +0.00", "reward +1.00", "delta+1.00"):
         assert part in shown
-    assert "principleHE005" in shown
+    assert "principleWhen a request is unclear" in shown
+    assert "HE005" not in shown
     assert "When a request is unclear" in inspector.page.value  # the principle's text, on hovering
     assert "<del>red</del>" in inspector.page.value
     assert "<ins>blue</ins>" in inspector.page.value
@@ -141,7 +142,7 @@ def test_a_file_from_elsewhere_is_inspected_and_its_decisions_go_to_the_workspac
           "chosen": "base", "critic_notes": None, "principle_ids": "HP001"}],
     )  # fmt: skip
     inspector = Inspector(workspace, file)
-    assert "principleHP001" in text_of(inspector.page.value)
+    assert "principleDo not help a person to hurt" in text_of(inspector.page.value)
     inspector.decide("revision")
     assert [one.decision for one in read_overrides(workspace.overrides).values()] == ["revision"]
 

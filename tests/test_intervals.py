@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cai_helpers.measures.intervals import mean_of, median_of, paired_difference, proportion
+from cai_helpers.measures.intervals import Interval, mean_of, median_of, paired_difference, percent, proportion
 
 
 @pytest.mark.parametrize(("successes", "total"), [(0, 10), (1, 10), (81, 263), (15, 148), (50, 50), (3, 100_000)])
@@ -108,3 +108,26 @@ def test_intervals_read_as_people_write_them():
     assert proportion(31, 50).percent() == "62 % (48–74 %)"
     assert paired_difference(10, 2, 20, 30).points() == "+29 points (+15 to +41)"
     assert mean_of(np.full(3, 0.5)).number() == "+0.50 (+0.50 to +0.50)"
+
+
+@pytest.mark.parametrize(
+    ("value", "aim", "told"),
+    [
+        (0.048, 0.05, "4.8 %"),
+        (0.0496, 0.05, "4.96 %"),
+        (0.05, 0.05, "5 %"),  # it is the aim
+        (0.0501, 0.05, "5.01 %"),
+        (0.03, 0.05, "3 %"),
+        (0.646, 0.65, "64.6 %"),
+        (0.048, None, "5 %"),
+    ],
+)
+def test_a_share_never_reads_as_the_aim_that_it_misses_or_meets_by_a_little(value, aim, told):
+    assert percent(value, aim) == told
+
+
+def test_an_interval_keeps_its_distance_from_the_aim_too():
+    assert Interval(value=0.048, low=0.03, high=0.08, n=300).percent(0.05) == "4.8 % (3–8 %)"
+    assert Interval(value=0.71, low=0.6004, high=0.8, n=300).percent(0.60) == "71 % (60.04–80 %)"
+    assert Interval(value=0.499, low=0.31, high=0.7, n=9).number(0.5) == "+0.499 (+0.31 to +0.70)"
+    assert Interval(value=0.01, low=0.002, high=0.02, n=9).number(0) == "+0.01 (+0.002 to +0.02)"

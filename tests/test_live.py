@@ -6,7 +6,10 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from cai_helpers.notebook import live
+from cai_helpers.critique.making import Making
+from cai_helpers.notebook import in_place, live
+from cai_helpers.notebook.making_html import making_html, outcomes_html
+from cai_helpers.schema import Prompt, Trace
 from cai_helpers.training.watch.alarms import Alarm
 from cai_helpers.training.watch.history import Progress
 from cai_helpers.training.watch.views import OF_ANSWERS, OF_PAIRS, OF_REVISIONS, View, view_of
@@ -37,7 +40,7 @@ class Display:
 @pytest.fixture
 def screen(monkeypatch) -> Display:
     screen = Display()
-    monkeypatch.setattr(live, "display", screen)
+    monkeypatch.setattr(in_place, "display", screen)
     return screen
 
 
@@ -61,7 +64,7 @@ def test_on_a_cpu_and_before_the_first_evaluation_nothing_is_made_up():
 
 def test_it_is_drawn_once_then_updated_and_not_more_often_than_every_two_seconds(screen, monkeypatch, tmp_path):
     now = [100.0]
-    monkeypatch.setattr(live.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(in_place.time, "monotonic", lambda: now[0])
     watch = live.training(Workspace(tmp_path))
     for step, at in ((1, 100.0), (2, 101.0), (3, 102.5), (4, 103.0), (20, 103.1)):
         now[0] = at
@@ -97,6 +100,83 @@ def test_every_method_is_shown_by_what_it_measures(view: View, own: dict, figure
 
 def test_a_loss_that_begins_elsewhere_has_no_line_at_ln_2():
     dashed = [
-        live.render(progress(5, [ROW | {"loss": loss}]), "log").count("stroke-dasharray") for loss in (0.6931, 1.9)
+        live.render(progress(5, [ROW | {"loss": loss}]), "log").count('stroke-dasharray="3 4"')
+        for loss in (0.6931, 1.9)
     ]
     assert dashed == [4, 3]
+
+
+def test_every_curve_has_axes_with_round_numbers_and_the_unit_that_they_count():
+    rows = [ROW, ROW | {"step": 40, "loss": 0.41, "accuracy": 0.93}]
+    page = live.render(progress(40, rows), "log")
+    loss = ET.fromstring(page).find(".//svg")
+    texts = ["".join(text.itertext()) for text in loss.iter("text")]
+    assert texts[:3] == ["Loss DPO loss", "training", "held out"]
+    assert texts[3:] == ["0.4", "0.5", "0.6", "0.7", "step 5", "40"]
+    assert "background" not in page  # it takes the theme's: light or dark
+
+
+def test_equal_values_have_an_axis_too():
+    flat = live.render(progress(5, [ROW, ROW | {"step": 10}]), "log")
+    assert "nan" not in flat
+    ET.fromstring(flat)
+
+
+# --- pairs ---
+
+
+def made(count: int, total: int = 420) -> Making:
+    trace = Trace(
+        id="a",
+        prompt=Prompt(
+            id="a", messages=[{"role": "user", "content": "How do I <i>steal</i> it?"}], category="harmless", source="t"
+        ),
+        draft="Cut the lock.",
+        draft_finish="stop",
+        principle_ids=["HP001"],
+        protocol="single/short",
+        critic_outputs=["CRITIQUE: It helps a thief. REVISION: Cut the bread."],
+        critique="It helps a thief.",
+        revision="Cut the bread.",
+        outcome="revised",
+        reason="usable revision",
+        tokens=20,
+    )
+    return Making(trace, {"revised": count - 3, "kept": 2, "meta_commentary": 1}, count, total, 60.0, 840.0, 1234.0)
+
+
+def test_the_newest_pair_what_became_of_all_and_the_time_left_stand_in_one_well_formed_page():
+    page = making_html(made(128), {"HP001": "Do not help a person to hurt someone."}, minutes_after=41.0)
+    ET.fromstring(page)
+    for part in (
+        "128 of 420 pairs", "14 min left for the pairs", "about 55 min until the whole run is done", "1,234 tokens/s",
+        "How do I &lt;i&gt;steal&lt;/i&gt; it?", "<del>lock</del>", "<ins>bread</ins>", "It helps a thief.",
+        "Do not help a person to hurt someone.", "meta commentary",
+    ):  # fmt: skip
+        assert part in page
+    texts = "".join(ET.fromstring(page).itertext())
+    assert "HP001" not in texts
+
+
+def test_each_outcome_is_a_bar_as_long_as_its_share():
+    widths = [bar.get("style").split(";")[0] for bar in ET.fromstring(outcomes_html(made(128))).iter("i")]
+    assert widths == ["width:100.0%", "width:1.6%", "width:0.8%"]
+
+
+def test_without_a_plan_the_time_of_the_whole_run_is_not_made_up():
+    assert "whole run" not in making_html(made(128), {}, None)
+
+
+def test_pairs_are_drawn_in_place_and_the_last_leaves_one_line_and_its_counts(screen, monkeypatch, smoke, tmp_path):
+    now = [100.0]
+    monkeypatch.setattr(in_place.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(live, "_minutes_after", lambda settings, workspace: 5.0)
+    watch = live.generation(smoke, Workspace(tmp_path))
+    assert screen.shown == []  # before the first pair there is nothing to see
+    for count, at in ((10, 100.0), (20, 101.0), (30, 102.5), (420, 102.6)):
+        now[0] = at
+        watch(made(count))
+    assert len(screen.shown) == 1
+    assert ["30 of 420 pairs" in screen.updates[0], len(screen.updates)] == [True, 2]
+    assert "✓ 420 pairs in 60 s" in screen.updates[1]
+    assert "Cut the" not in screen.updates[1]

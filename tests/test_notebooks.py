@@ -78,6 +78,25 @@ def test_the_install_cell_leaves_colabs_libraries_alone(path):
     assert installs == [f'%pip install -q --no-deps "trl==1.16.0" "cai-helpers @ git+{REPOSITORY}"']
 
 
+@each_notebook
+def test_no_text_of_a_notebook_asks_for_a_shell(path):
+    text = "\n".join(cell.source for kind in ("markdown", "code") for cell in cells(path, kind))
+    assert re.findall(r"`cai [a-z]+[^`]*`|(?<![\w-])--(?!no-deps)[a-z][\w-]*", text) == []
+
+
+@pytest.mark.parametrize("name", ["03_analyze_pairs", "05_evaluate", "06_export_artifacts"])
+def test_the_report_and_the_inspector_are_shown_where_pairs_and_results_are_read(name):
+    code = "\n".join(cell.source for cell in cells(ROOT / "notebooks" / f"{name}.ipynb", "code"))
+    assert re.search(r"widgets\.show_(report|page)\(", code)
+    assert "widgets.inspect_pairs(workspace" in code
+
+
+def test_pairs_and_training_are_watched_while_they_are_made():
+    code = "\n".join(cell.source for path in NOTEBOOKS for cell in cells(path, "code"))
+    assert "watch=live.generation(settings, workspace)" in code
+    assert "watch=live.training(workspace)" in code
+
+
 def test_every_file_that_notebook_06_names_is_in_the_zip(small_run):
     from zipfile import ZipFile
 

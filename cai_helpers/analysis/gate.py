@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cai_helpers.analysis.statistics import Statistics
+from cai_helpers.measures.intervals import percent
 from cai_helpers.schema import Target
 from cai_helpers.settings import Curate
 
@@ -66,9 +67,9 @@ def _identical(statistics: Statistics) -> Target:
     else:
         cause = f"{statistics.masquerading} revisions repeat the draft and pass for revisions."
         remedy = "Try another protocol or critic; a file from elsewhere may hide failures behind the draft."
-    figure = "nothing was attempted" if share is None else share.percent()
+    figure = "nothing was attempted" if share is None else share.percent(IDENTICAL_BELOW)
     ok = share is not None and share.value < IDENTICAL_BELOW
-    return _target("identical of attempted", f"< {_percent(IDENTICAL_BELOW)}", figure, ok, cause, remedy)
+    return _target("identical of attempted", f"< {percent(IDENTICAL_BELOW)}", figure, ok, cause, remedy)
 
 
 def _two_samples(statistics: Statistics) -> Target:
@@ -79,9 +80,9 @@ def _two_samples(statistics: Statistics) -> Target:
     else:
         cause = f"{unusable} prompts have answers that are cut off, too short or going round in circles."
         remedy = "Try a higher generate.draft_tokens, or a lower generate.temperature."
-    found = "nothing was sampled" if share is None else share.percent()
+    found = "nothing was sampled" if share is None else share.percent(TWO_SAMPLES_ABOVE)
     ok = share is not None and share.value > TWO_SAMPLES_ABOVE
-    return _target("two usable samples", f"> {_percent(TWO_SAMPLES_ABOVE)}", found, ok, cause, remedy)
+    return _target("two usable samples", f"> {percent(TWO_SAMPLES_ABOVE)}", found, ok, cause, remedy)
 
 
 def _wins(statistics: Statistics) -> Target:
@@ -97,8 +98,8 @@ def _wins(statistics: Statistics) -> Target:
         "Run `cai calibrate` to see whether the scores can be trusted; then read the worst revisions in the inspector "
         "(notebook 03, sort by delta), and try what `cai bakeoff` recommends, or a stronger critic."
     )
-    figure = "no pair to compare" if wins is None else wins.percent()
-    return _target("revised wins", f"> {_percent(WINS_ABOVE)}", figure, ok, cause, remedy)
+    figure = "no pair to compare" if wins is None else wins.percent(WINS_ABOVE)
+    return _target("revised wins", f"> {percent(WINS_ABOVE)}", figure, ok, cause, remedy)
 
 
 def _mean_delta(statistics: Statistics) -> Target:
@@ -115,16 +116,16 @@ def _mean_delta(statistics: Statistics) -> Target:
         "Try harder prompts, a critic that changes more (`cai bakeoff`), and a higher curate.min_delta, which leaves "
         "fewer but clearer pairs. Another reward model may have another scale: compare with `cai calibrate`."
     )
-    figure = "too few pairs" if mean is None else mean.number()
+    figure = "too few pairs" if mean is None else mean.number(MEAN_DELTA_ABOVE)
     return _target("mean delta", f"> {MEAN_DELTA_ABOVE:+.1f}", figure, ok, cause, remedy)
 
 
 def _meta_commentary(statistics: Statistics) -> Target:
     share = statistics.meta_commentary
-    figure = "nothing was attempted" if share is None else share.percent()
+    figure = "nothing was attempted" if share is None else share.percent(META_BELOW)
     return _target(
         "meta-commentary",
-        f"< {_percent(META_BELOW)}",
+        f"< {percent(META_BELOW)}",
         figure,
         share is not None and share.value < META_BELOW,
         "Every draft was kept, so there is no revision to look at."
@@ -137,11 +138,11 @@ def _meta_commentary(statistics: Statistics) -> Target:
 def _balance(refusal_share: float | None, settings: Curate) -> Target:
     most = settings.max_refusal_share
     allowed = 1.0 if most is None else most
-    figure = "no pairs" if refusal_share is None else f"{_percent(refusal_share)} of the pairs"
+    figure = "no pairs" if refusal_share is None else f"{percent(refusal_share, most)} of the pairs"
     cause = "Little is there that teaches to answer, so the model would learn to refuse benign requests too."
     return _target(
         "refusals over answers",
-        "no limit" if most is None else f"≤ {_percent(most)}",
+        "no limit" if most is None else f"≤ {percent(most)}",
         figure,
         refusal_share is not None and refusal_share <= allowed,
         "No pair is left, so there is nothing to balance." if refusal_share is None else cause,
@@ -151,7 +152,3 @@ def _balance(refusal_share: float | None, settings: Curate) -> Target:
 
 def _target(name: str, aim: str, found: str, ok: bool, cause: str, remedy: str) -> Target:
     return Target(name=name, aim=aim, found=found, ok=ok, cause="" if ok else cause, remedy="" if ok else remedy)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"

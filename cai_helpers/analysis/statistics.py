@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
@@ -116,6 +117,11 @@ class Statistics(Record):
 
     worst: list[Example]
     best: list[Example]
+
+    def in_words(self, principles: Mapping[str, str]) -> Statistics:
+        """The same with the words of each principle in place of its id. principles: text by id, short."""
+        named = [group.model_copy(update={"name": principles.get(group.name, group.name)}) for group in self.principles]
+        return self.model_copy(update={"principles": named})
 
     @property
     def sampled(self) -> bool:

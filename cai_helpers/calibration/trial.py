@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import ClassVar
 
 from cai_helpers.calibration.accuracy import Calibration, JudgedGold, calibrate, trust_line
 from cai_helpers.calibration.gold import Gold, gold_identity
@@ -22,6 +23,8 @@ class CalibrateReport(StageReport):
     calibration: Calibration
     rows: int  # of the gold source
     prompts: int  # different ones; pairs of one prompt are less evidence than as many of different prompts
+    FIRST: ClassVar[tuple[str, ...]] = ("right", "recommended", "verdict", "the judge")
+
     left_out: dict[str, int]  # reason → rows
     notes: list[tuple[str, str]]  # what the scorer says of this call
     scored_now: int  # texts, or pairs for AI feedback; the others were scored by an earlier call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import textwrap
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cai_helpers.yaml_file import read_yaml
+
+_WORDS_SHOWN = 64  # characters of a principle where it stands among others
 
 
 class _Frozen(BaseModel):
@@ -63,6 +66,22 @@ def load_constitution(path: Path | None = None) -> Constitution:
     """
     source = path or resources.files("cai_helpers") / "assets" / "constitution.yaml"
     return read_yaml(source, Constitution, "cai_helpers/assets/constitution.yaml")
+
+
+def principle_texts(path: Path | None = None) -> dict[str, str]:
+    """Text by id: a person reads the words, not "HP001".
+
+    Raises:
+        CaiError: as load_constitution.
+    """
+    return {principle.id: principle.text for principle in load_constitution(path).principles}
+
+
+def principle_words(path: Path | None = None) -> dict[str, str]:
+    """The same, each cut to what a line has room for."""
+    return {
+        name: textwrap.shorten(text, _WORDS_SHOWN, placeholder=" …") for name, text in principle_texts(path).items()
+    }
 
 
 def select_principles(

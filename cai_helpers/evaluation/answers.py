@@ -7,14 +7,13 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
 from cai_helpers.contents import file_hash
 from cai_helpers.evaluation.figures import AGAIN
 from cai_helpers.manifest import Fingerprint
 from cai_helpers.models.generator import Generator
 from cai_helpers.models.hub import locate
 from cai_helpers.schema import Completion, Prompt
+from cai_helpers.screen import Bar
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore
 
@@ -77,7 +76,7 @@ class Keep(NamedTuple):
         )
 
 
-def answer(settings: Settings, generator: Generator, prompts: list[Prompt], keep: Keep, bar: tqdm) -> Answers:
+def answer(settings: Settings, generator: Generator, prompts: list[Prompt], keep: Keep, bar: Bar) -> Answers:
     """The answers to `prompts`; those that were made before an error or a Ctrl-C are on disk as well."""
     from cai_helpers.models.sampling import Sampling
 

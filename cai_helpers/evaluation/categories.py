@@ -166,7 +166,7 @@ def _aims(
         "helpfulness kept": (_value(scores, "helpfulness"), LEAST_HELPFULNESS, "at least"),
     }
     aims = [
-        Aim(name=name, aim=f"{word} {100 * bound:.0f} %", found=share.percent(), standing=_standing(share, bound))
+        Aim(name=name, aim=f"{word} {100 * bound:.0f} %", found=share.percent(bound), standing=_standing(share, bound))
         for name, (share, bound, word) in found.items()
         if share is not None
     ]

@@ -8,8 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from importlib import resources
 
-from tqdm.auto import tqdm
-
+from cai_helpers import screen
 from cai_helpers.evaluation.answers import weights_of
 from cai_helpers.evaluation.figures import BASE, STAGE2, STAGE3, TwoOptions
 from cai_helpers.evaluation.policies import Policies
@@ -18,6 +17,7 @@ from cai_helpers.machine.processes import is_main_process, this_process
 from cai_helpers.measures.intervals import paired_difference, proportion
 from cai_helpers.models.log_probability import LogProbability, answer_log_probabilities
 from cai_helpers.schema import Messages
+from cai_helpers.screen import Bar
 from cai_helpers.settings import Settings
 from cai_helpers.shares import own_share, take_in
 from cai_helpers.store import JsonlStore
@@ -73,14 +73,14 @@ class Likelihood:
         rows = ((row["id"], LogProbability(row["total"], row["tokens"])) for row in self._store.rows())
         self._known |= {key: one for key, one in rows if key in wanted}
 
-    def _bar(self, missing: dict[str, dict[str, Text]]) -> tqdm:
+    def _bar(self, missing: dict[str, dict[str, Text]]) -> Bar:
         total = sum(map(len, missing.values()))
-        return tqdm(total=total, desc="likelihood", unit="text", disable=not is_main_process())
+        return screen.bar(total, "likelihood", "text", hidden=not is_main_process())
 
     def of(self, policy: str, text: Text) -> LogProbability:
         return self._known[key_of(self._weights[policy], text)]
 
-    def _measure(self, policy: str, texts: dict[str, Text], policies: Policies, store: JsonlStore, bar: tqdm) -> None:
+    def _measure(self, policy: str, texts: dict[str, Text], policies: Policies, store: JsonlStore, bar: Bar) -> None:
         keys, size = list(texts), self._settings.evaluate.batch_size
         unwritten: dict[str, LogProbability] = {}
         with policies.playing(policy) as language_model:

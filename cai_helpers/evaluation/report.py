@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from pydantic import Field
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED
@@ -30,6 +32,8 @@ Line = tuple[str, str]
 
 
 class EvaluateReport(StageReport):
+    FIRST: ClassVar[tuple[str, ...]] = ("verdict", "adapter", "warning", "a person", "gold pairs", "judged by")
+
     scorer: str
     notes: list[Line]  # what the scorer says of this call
     judgement: Judgement

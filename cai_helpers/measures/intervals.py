@@ -12,6 +12,7 @@ from cai_helpers.schema import Record
 CONFIDENCE = 0.95
 _Z = stats.norm.ppf((1 + CONFIDENCE) / 2)
 _RESAMPLES = 2000
+_MOST_DECIMALS = 6
 # Of so many values the bootstrap of the mean and its normal limit agree to two digits; the limit costs nothing.
 _NORMAL_FROM = 2000
 
@@ -24,17 +25,33 @@ class Interval(Record):
     high: float
     n: int  # observations it rests on
 
-    def percent(self) -> str:
-        """A share as "61 % (52–69 %)"."""
-        return f"{_whole(self.value)} % ({_whole(self.low)}–{_whole(self.high)} %)"
+    def percent(self, aim: float | None = None) -> str:
+        """A share as "61 % (52–69 %)"; none of the three reads as the `aim` that it is above or below: "4.7 % (3–8 %)"."""
+        low, value, high = (percent(share, aim) for share in (self.low, self.value, self.high))
+        return f"{value} ({low.removesuffix(' %')}–{high})"
 
     def points(self) -> str:
         """A difference of shares as "+12 points (+4 to +20)"."""
         return f"{100 * self.value:+.0f} points ({100 * self.low:+.0f} to {100 * self.high:+.0f})"
 
-    def number(self) -> str:
-        """A mean as "+0.42 (+0.31 to +0.53)"."""
-        return f"{self.value:+.2f} ({self.low:+.2f} to {self.high:+.2f})"
+    def number(self, aim: float | None = None) -> str:
+        """A mean as "+0.42 (+0.31 to +0.53)"; none of the three reads as the `aim`."""
+        value, low, high = (f"{one:+.{decimals(one, aim, 2)}f}" for one in (self.value, self.low, self.high))
+        return f"{value} ({low} to {high})"
+
+
+def percent(share: float, aim: float | None = None) -> str:
+    """A share as "61 %", or "4.7 %" where "5 %" would read as the aim that it is below."""
+    return f"{100 * share:.{decimals(100 * share, None if aim is None else 100 * aim)}f} %"
+
+
+def decimals(value: float, aim: float | None, least: int = 0) -> int:
+    """How many a value needs so that it does not read as the aim, unless it is the aim."""
+    if aim is None or math.isclose(value, aim, rel_tol=1e-9, abs_tol=1e-12):
+        return least
+    return next(
+        (many for many in range(least, _MOST_DECIMALS) if round(value, many) != round(aim, many)), _MOST_DECIMALS
+    )
 
 
 def proportion(successes: float, total: int) -> Interval | None:
@@ -119,7 +136,3 @@ def _correlation(both: int, only_before: int, only_after: int, neither: int) -> 
 
 def _joined(first: float, second: float, phi: float) -> float:
     return math.sqrt(max(first**2 - 2 * phi * first * second + second**2, 0.0))
-
-
-def _whole(share: float) -> str:
-    return f"{100 * share:.0f}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from tqdm.auto import tqdm
 
+from cai_helpers import screen
 from cai_helpers.models.batches import is_out_of_memory
 
 
@@ -63,7 +63,7 @@ class Graphs:
             cause = error.__context__
             if is_out_of_memory(error) or (isinstance(cause, RuntimeError) and is_out_of_memory(cause)):
                 raise RuntimeError("out of memory while a CUDA graph was captured") from error
-            tqdm.write(f"generation: no CUDA graph on this machine ({str(error).splitlines()[0]}); slower, same rows")
+            screen.write(f"generation: no CUDA graph on this machine ({str(error).splitlines()[0]}); slower, same rows")
             self.capture = False
             return None
         return graph

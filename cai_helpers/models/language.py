@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
+from cai_helpers import screen
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import choose_dtype, this_machine, torch_dtype
 from cai_helpers.models.chat_format import ChatFormat
@@ -54,7 +53,7 @@ class LanguageModel:
         if reason is None:
             return SlotSession(self, batch_size)
         if not self._said_batches:
-            tqdm.write(f"generation: in batches, because this model {reason}")
+            screen.write(f"generation: in batches, because this model {reason}")
             self._said_batches = True
         return BatchSession(self, batch_size)
 

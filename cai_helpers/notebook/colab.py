@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from cai_helpers import ground
 from cai_helpers.errors import CaiError
 from cai_helpers.models.open_models import OPEN_CHOICE
+from cai_helpers.notebook import bars
 from cai_helpers.paths import DEFAULT_ROOT
 from cai_helpers.settings import Settings, change_settings, load_settings
 from cai_helpers.workspace import Workspace
@@ -29,6 +30,7 @@ def start(preset: str, form: dict[str, Any], use_drive: bool = True) -> Session:
     the preset's value. The smoke preset brings its own models and prompts and takes nothing from the form.
     CAI_PRESET, where set, wins over the form's preset: that is how the notebooks are tested.
     """
+    bars.take_over()
     fetch_token()
     preset = os.environ.get("CAI_PRESET", preset)
     settings = load_settings(preset, [] if preset == "smoke" else _overrides(form))
@@ -56,6 +58,7 @@ def resume(use_drive: bool = True) -> Session:
     Raises:
         CaiError: there is none in this place.
     """
+    bars.take_over()
     fetch_token()
     workspace = Workspace(workspace_root(use_drive))
     if not workspace.settings_file.exists():

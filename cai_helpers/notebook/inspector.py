@@ -9,7 +9,7 @@ from pathlib import Path
 import ipywidgets as widgets
 from IPython.display import display
 
-from cai_helpers.critique.constitution import load_constitution
+from cai_helpers.critique.constitution import principle_texts
 from cai_helpers.curation.overrides import Decision, append_override, read_overrides
 from cai_helpers.errors import CaiError
 from cai_helpers.inspection.rows import CriticLog, Row, curation_is_behind, principles_file, read_rows, select
@@ -276,7 +276,6 @@ class Inspector:
 def _principles(workspace: Workspace) -> tuple[dict[str, str], str]:
     """Texts by id, and what kept them from being read, if anything did: pairs can be judged without."""
     try:
-        constitution = load_constitution(principles_file(workspace))
+        return principle_texts(principles_file(workspace)), ""
     except CaiError as error:
         return {}, f"The texts of the principles cannot be shown. {error}"
-    return {principle.id: principle.text for principle in constitution.principles}, ""

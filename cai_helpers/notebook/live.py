@@ -1,65 +1,80 @@
-"""Training as it happens, in a notebook: figures, curves and alarms in one place that is drawn again, not printed again."""
+"""Pairs and training as they happen: each in one place that is drawn again, not printed again."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
-from IPython.display import HTML, display
-
+from cai_helpers.critique.constitution import principle_texts
+from cai_helpers.critique.making import Making
+from cai_helpers.critique.making import Watcher as MakingWatcher
+from cai_helpers.errors import CaiError
+from cai_helpers.notebook.curves import curve
+from cai_helpers.notebook.in_place import InPlace
+from cai_helpers.notebook.making_html import finished_html, making_html
 from cai_helpers.notebook.markup import Html, table
-from cai_helpers.pages.canvas import BLUE, GREY, INK, ORANGE, RED
-from cai_helpers.pages.training_picture import LINE_COLOUR
+from cai_helpers.planning.plan import HERE, plan_run
+from cai_helpers.settings import Settings
 from cai_helpers.training.watch.alarms import Row
 from cai_helpers.training.watch.history import Progress, Watcher, duration
-from cai_helpers.training.watch.views import Panel, View
+from cai_helpers.training.watch.views import View
 from cai_helpers.workspace import Workspace
 
-_EVERY = 2.0  # seconds between two drawings; the last one is always drawn
-_WIDTH, _HEIGHT = 250, 120  # pixels of one curve
-_CELL = "text-align:left;padding:2px 14px 2px 0"
+_CELL = "text-align:left;padding:2px 14px 2px 0;white-space:nowrap"
+_ALARM = "rgb(213,94,0)"
+_BEFORE = ("download", "calibrate", "generate")  # stages of the plan that are over when the pairs are made
 
 
-_COLOUR_NAME = {BLUE: "blue", ORANGE: "orange", RED: "red"}
+def generation(settings: Settings, workspace: Workspace) -> MakingWatcher:
+    """What `generate_pairs(settings, workspace, watch=…)` shows its pairs with: the newest, what became of all, the time left.
+
+    What the rest of the run will take is planned now, in some seconds, before a model is loaded.
+    """
+    place = InPlace()
+    rest = None if workspace.manifest_of("generate").exists() else _minutes_after(settings, workspace)
+    own = settings.generate.constitution
+    principles = principle_texts(Path(own) if own else None)
+
+    def watch(making: Making) -> None:
+        over = making.done >= making.total
+        if place.due(last=over):
+            place.show(finished_html(making) if over else making_html(making, principles, rest))
+
+    return watch
+
+
+def _minutes_after(settings: Settings, workspace: Workspace) -> float | None:
+    """Of the stages after generating, by the plan; None where it cannot be made: it is no reason to stop."""
+    try:
+        plan = plan_run(settings, workspace, card=HERE)
+    except CaiError:
+        return None
+    return sum(minutes for stage, minutes in plan.minutes.items() if stage not in _BEFORE)
 
 
 def training(workspace: Workspace) -> Watcher:
-    """What `train_policy(settings, workspace, watch=…)` shows its progress with. It shows nothing before the first row.
-
-    One display that is updated, and no widget: it works in every front end, and stays in the saved notebook. Curves are
-    drawn as SVG, in a millisecond; matplotlib would take as long as a training step.
-    """
-    shown: dict[str, Any] = {"handle": None, "at": -math.inf}
+    """What `train_policy(settings, workspace, watch=…)` shows its progress with: figures, curves, alarms, the time left."""
+    place = InPlace()
 
     def watch(progress: Progress) -> None:
-        now = time.monotonic()
-        if now - shown["at"] < _EVERY and progress.step < progress.steps:
-            return
-        shown["at"] = now
-        page = HTML(render(progress, str(workspace.run_log)))
-        if shown["handle"] is None:
-            shown["handle"] = display(page, display_id=True)
-        else:
-            shown["handle"].update(page)
+        if place.due(last=progress.step >= progress.steps):
+            place.show(render(progress, str(workspace.run_log)))
 
     return watch
 
 
 def render(progress: Progress, log: str) -> Html:
-    """The page of one moment."""
+    """The page of one moment of a training."""
     training_rows = [row for row in progress.rows if "loss" in row]
     evaluations = [row for row in progress.rows if "eval_loss" in row]
-    head = Html("<b>step {} of {}</b> · {} left · every line is in {}").format(
-        progress.step, progress.steps, duration(progress.seconds_left), log
-    )
+    left = "done" if progress.step >= progress.steps else f"{duration(progress.seconds_left)} left"
+    head = Html("<b>step {} of {}</b> · {} · every line is in {}").format(progress.step, progress.steps, left, log)
     alarm_line = Html('<p style="border-left:4px solid {};padding-left:8px;margin:4px 0">{}</p>')
     return Html("<div>{head}{alarms}{figures}<div>{curves}</div></div>").format(
         head=head,
-        alarms=Html("").join(alarm_line.format(RED, alarm.line()) for alarm in progress.alarms),
+        alarms=Html("").join(alarm_line.format(_ALARM, alarm.line()) for alarm in progress.alarms),
         figures=_figures(progress.view, training_rows, evaluations),
-        curves=Html("").join(_svg(panel, progress.rows) for panel in progress.view.panels),
+        curves=Html("").join(curve(panel, progress.rows) for panel in progress.view.panels),
     )
 
 
@@ -77,51 +92,3 @@ def _figures(view: View, training_rows: Sequence[Row], evaluations: Sequence[Row
     if last["memory_gib"] is not None:
         shown["GPU memory"] = f"{last['memory_gib']:.1f} GiB"
     return table([list(shown.values())], heads=list(shown), style=_CELL)
-
-
-def _svg(panel: Panel, rows: Sequence[Row]) -> Html:
-    points = {key: panel.points(key, rows) for key in panel.lines}
-    colours = {key: LINE_COLOUR[label] for key, label in panel.lines.items()}
-    level = panel.level_in(rows)
-    everything = [point for line in points.values() for point in line]
-    if not everything:
-        return Html("")
-    values = [value for _, value in everything] + ([] if level is None else [level])
-    left, right = min(step for step, _ in everything), max(step for step, _ in everything)
-    low, high = min(values), max(values)
-
-    def place(step: float, value: float) -> str:
-        x = 4 + (step - left) / max(right - left, 1) * (_WIDTH - 8)
-        y = 20 + (high - value) / max(high - low, 1e-9) * (_HEIGHT - 36)
-        return f"{x:.1f},{y:.1f}"
-
-    parts = [_text(12, 11, _heading(panel))]
-    if level is not None:
-        places = f"{place(left, level)} {place(right, level)}"
-        parts.append(Html('<polyline points="{}" stroke="{}" stroke-dasharray="4" fill="none"/>').format(places, GREY))
-    parts += [_line([place(*point) for point in line], colours[key]) for key, line in points.items() if line]
-    parts.append(_text(_HEIGHT - 3, 10, f"{low:.3g} to {high:.3g}"))
-    return Html('<svg width="{}" height="{}" style="background:white;margin-right:10px">{}</svg>').format(
-        _WIDTH, _HEIGHT, Html("").join(parts)
-    )
-
-
-def _heading(panel: Panel) -> str:
-    """With the colours of its lines, where there are several."""
-    if len(panel.lines) == 1:
-        return panel.title
-    named = (f"{label} {_COLOUR_NAME[LINE_COLOUR[label]]}" for label in panel.lines.values())
-    return f"{panel.title}: {', '.join(named)}"
-
-
-def _line(places: Sequence[str], colour: str) -> Html:
-    """A curve through "x,y" places, and a dot where it is now."""
-    x, y = places[-1].split(",")
-    return Html(
-        '<polyline points="{places}" stroke="{colour}" stroke-width="2" fill="none"/>'
-        '<circle cx="{x}" cy="{y}" r="2.5" fill="{colour}"/>'
-    ).format(places=" ".join(places), colour=colour, x=x, y=y)
-
-
-def _text(y: int, size: int, text: str) -> Html:
-    return Html('<text x="4" y="{}" font-size="{}" fill="{}">{}</text>').format(y, size, INK, text)

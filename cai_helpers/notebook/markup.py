@@ -7,7 +7,11 @@ from typing import Any, Self
 
 from markupsafe import Markup
 
+from cai_helpers.pages.template import whole_values
+
 CELL = "text-align:left;vertical-align:top;padding:2px 14px 2px 0;white-space:pre-wrap"
+
+_NEVER_BROKEN = 22  # characters
 
 
 class Html(Markup):
@@ -28,12 +32,27 @@ def sendable(value: str) -> str:
 
 
 def table(rows: Iterable[Sequence[str]], heads: Sequence[str] = (), style: str = CELL) -> Html:
-    """Rows of text or HTML as a table. style: CSS of every cell."""
+    """Rows of text or HTML as a table, which scrolls by itself where it is too wide. style: CSS of every cell."""
     lines = [_table_row("th", heads, style)] if heads else []
     lines += [_table_row("td", cells, style) for cells in rows]
-    return Html("<table>{}</table>").format(Html("").join(lines))
+    return Html('<div style="overflow-x:auto"><table>{}</table></div>').format(Html("").join(lines))
 
 
 def _table_row(tag: str, cells: Iterable[str], style: str) -> Html:
-    cell = Html('<{tag} style="{style}">{text}</{tag}>')
-    return Html("<tr>{}</tr>").format(Html("").join(cell.format(tag=tag, style=style, text=text) for text in cells))
+    cell = Html('<{tag} style="{style}{whole}">{text}</{tag}>')
+    return Html("<tr>{}</tr>").format(
+        Html("").join(
+            cell.format(tag=tag, style=style, whole=_whole_style(text), text=_unbroken(text)) for text in cells
+        )
+    )
+
+
+def _unbroken(text: str) -> str:
+    """Text whose values stay whole; HTML as it is."""
+    return text if hasattr(text, "__html__") else whole_values(sendable(text))
+
+
+def _whole_style(text: str) -> str:
+    """A name or a value is not broken, a sentence is."""
+    short = len(text) <= _NEVER_BROKEN and "\n" not in text and not hasattr(text, "__html__")
+    return ";white-space:nowrap" if short else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Mapping, Sequence
 from importlib import resources
 
 from cai_helpers.curation.overrides import Override
@@ -22,6 +23,8 @@ DECISION_MEANING = {
     "edit": "edited revision is better",
 }
 _NOTHING = Html("")
+WRITTEN = "What the critic wrote"
+_WORDS_SHOWN = 64  # characters of a principle
 
 
 def style_html() -> Html:
@@ -46,30 +49,42 @@ def pair_html(row: Row, decision: Override | None, principles: Mapping[str, str]
 def _badges_html(row: Row, decision: Override | None, principles: Mapping[str, str]) -> Html:
     pair, names = row.pair, side_names({row.pair.outcome})
     badges = [_decision_badge(decision)] if decision is not None else []
-    badges.append(_badge("outcome", pair.outcome, OUTCOME_MEANING.get(pair.outcome, "the file does not say")))
+    badges.append(badge("outcome", pair.outcome, OUTCOME_MEANING.get(pair.outcome, "the file does not say")))
     if pair.reason and pair.outcome != "revised":
-        badges.append(_badge("because", pair.reason))
-    badges.append(_badge("category", pair.category))
+        badges.append(badge("because", pair.reason))
+    badges.append(badge("category", pair.category))
     if pair.delta is not None:
         meaning = f"reward of the {names.revised} minus reward of the {names.base}"
-        badges.append(_badge("delta", f"{pair.delta:+.2f}", meaning))
+        badges.append(badge("delta", f"{pair.delta:+.2f}", meaning))
     if pair.chosen:
-        badges.append(_badge("chosen", names._asdict()[pair.chosen]))
+        badges.append(badge("chosen", names._asdict()[pair.chosen]))
     if row.curation == TRAINED_ON:
-        badges.append(_badge("curation", TRAINED_ON))
+        badges.append(badge("curation", TRAINED_ON))
     elif row.curation:
-        badges.append(_badge("left out", row.curation, DROP_MEANING.get(row.curation, "")))
-    badges += [_badge("principle", name, principles.get(name, "")) for name in pair.principle_ids]
+        badges.append(badge("left out", row.curation, DROP_MEANING.get(row.curation, "")))
+    badges += principle_badges(pair.principle_ids, principles)
     return Html('<div class="cai-badges">{}</div>').format(_NOTHING.join(badges))
 
 
 def _decision_badge(decision: Override) -> Html:
     note = f" · {decision.note}" if decision.note else ""
     meaning = DECISION_MEANING[decision.decision]
-    return _badge("you", meaning + note, f"decided {decision.time}", "cai-badge cai-decided")
+    return badge("you", meaning + note, f"decided {decision.time}", "cai-badge cai-decided")
 
 
-def _badge(name: str, value: str, title: str = "", classes: str = "cai-badge") -> Html:
+def principle_badges(ids: Sequence[str], principles: Mapping[str, str]) -> list[Html]:
+    """The principles by their words; id and whole text show when the pointer rests on them."""
+    texts = {name: " ".join(principles.get(name, "").split()) for name in ids}
+    return [
+        badge("principle", _opening_of(text) or name, f"{name}: {text}" if text else "") for name, text in texts.items()
+    ]
+
+
+def _opening_of(text: str) -> str:
+    return textwrap.shorten(text, _WORDS_SHOWN, placeholder=" …")
+
+
+def badge(name: str, value: str, title: str = "", classes: str = "cai-badge") -> Html:
     hover = Html(' title="{}"').format(title) if title else _NOTHING
     return Html('<span class="{}"{}><small>{}</small>{}</span>').format(classes, hover, name, value)
 
@@ -92,11 +107,8 @@ def _sides_html(pair: ScoredPair, decision: Override | None) -> Html:
     names = side_names({pair.outcome})
     base, revised = names.base.capitalize(), names.revised.capitalize()
     if pair.outcome not in TWO_SIDED:
-        nothing = Html('<span class="cai-quiet">There is no {}: {}.</span>').format(
-            names.revised, OUTCOME_MEANING[pair.outcome]
-        )
         only = "Sample" if pair.outcome in SAMPLED else base
-        return side(only, pair.base_response, [_score(pair.base_score)]) + side(revised, nothing, [])
+        return side(only, pair.base_response, [_score(pair.base_score)]) + _no_revision(pair, names.revised)
     diff = word_diff(pair.base_response, pair.revised_response)
     before = marked(diff.before, "del") if diff.legible else pair.base_response
     after = marked(diff.after, "ins") if diff.legible else pair.revised_response
@@ -108,6 +120,14 @@ def _sides_html(pair: ScoredPair, decision: Override | None) -> Html:
         delta > 0,
         _in_common(pair, diff),
     )
+
+
+def _no_revision(pair: ScoredPair, name: str) -> Html:
+    """What was written in place of a revision, never the draft again; or why there is none."""
+    if pair.critic_output:
+        return side(WRITTEN, pair.critic_output, [], told=f"no usable {name}")
+    nothing = Html('<span class="cai-quiet">There is no {}: {}.</span>').format(name, OUTCOME_MEANING[pair.outcome])
+    return side(name.capitalize(), nothing, [])
 
 
 def _in_common(pair: ScoredPair, diff: WordDiff) -> str:

@@ -13,6 +13,7 @@ from cai_helpers.artifacts.record import verdict_of
 from cai_helpers.errors import CaiError
 from cai_helpers.notebook import colab, widgets
 from cai_helpers.notebook.markup import Html
+from cai_helpers.notebook.words import in_notebook_words
 from cai_helpers.stages.export import ExportReport
 from cai_helpers.stages.push import PushReport, push_archive
 from cai_helpers.workspace import Workspace
@@ -30,16 +31,10 @@ def show_verdict(workspace: Workspace) -> None:
         headline, reason = found.verdict.capitalize(), f"Stage 3 against Stage 2: {found.reason}."
         colour = _COLOUR.get(found.verdict, _UNSURE)
     card = Html(
-        '<div style="border-left:8px solid {};padding:10px 16px;margin:8px 0;background:#F5F7FA;color:#1F2933">'
+        '<div style="border-left:8px solid {};padding:10px 16px;margin:8px 0;background:rgba(127,127,127,.1)">'
         '<div style="font-size:1.5em;font-weight:bold">{}</div><div>{}</div></div>'
     )
-    display(HTML(card.format(colour, headline, reason)))
-
-
-def show_page(page: Path, height: int = 620) -> None:
-    """A page inside the notebook, in a frame of its own: nothing in it can touch the notebook."""
-    frame = Html('<iframe sandbox srcdoc="{}" style="width:100%;height:{}px;border:1px solid #9AA5B1"></iframe>')
-    display(HTML(frame.format(page.read_text(encoding="utf-8"), height)))
+    display(HTML(in_notebook_words(card.format(colour, headline, reason))))
 
 
 def show_contents(report: ExportReport) -> None:

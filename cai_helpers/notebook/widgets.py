@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
 from IPython.display import HTML, Image, display
 
 from cai_helpers.analysis.statistics import Example
-from cai_helpers.critique.constitution import load_constitution
+from cai_helpers.critique.constitution import load_constitution, principle_texts
+from cai_helpers.inspection.rows import Row, principles_file
 from cai_helpers.notebook.blind_round import check_blind
 from cai_helpers.notebook.chat import talk_to_both
+from cai_helpers.notebook.folded import folded, report_html, settings_html
 from cai_helpers.notebook.inspector import inspect
-from cai_helpers.notebook.markup import CELL, Html, table
+from cai_helpers.notebook.markup import Html, table
+from cai_helpers.notebook.pair_html import pair_html, side, style_html, turns_html
+from cai_helpers.notebook.words import in_notebook_words
+from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.pages.verdict_view import fragment
 from cai_helpers.readiness.check import Check
-from cai_helpers.schema import Messages, PreferenceRow, ScoredPair, StageReport, Target, side_names
+from cai_helpers.schema import PreferenceRow, ScoredPair, StageReport, Target
 from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
 from cai_helpers.workspace import Workspace
 
 
 def show(report: StageReport) -> None:
-    """A report as a table."""
-    _display(_heading(report.title()) + table(report.lines()))
+    """A report: what matters first, the rest folded."""
+    _display(report_html(report))
 
 
 def show_table(title: str, rows: list[dict[str, str]]) -> None:
@@ -33,29 +39,36 @@ def show_table(title: str, rows: list[dict[str, str]]) -> None:
 
 
 def show_settings(settings: Settings) -> None:
-    """Every setting, a section a line."""
-    sections = settings.model_dump(mode="json")
-    top = {name: value for name, value in sections.items() if not isinstance(value, dict)}
-    rows = {"": top, **{name: value for name, value in sections.items() if isinstance(value, dict)}}
-    _display(
-        table(
-            (Html("<b>{}</b>").format(name), " · ".join(f"{field} = {value}" for field, value in values.items()))
-            for name, values in rows.items()
-        )
-    )
+    """What the run is about and what was changed; every setting is folded below."""
+    _display(settings_html(settings))
 
 
 def show_constitution(settings: Settings) -> None:
     """The principles that this run judges by."""
     own = settings.generate.constitution
     constitution = load_constitution(Path(own) if own else None)
-    _display(table((principle.id, principle.text) for principle in constitution.principles))
+    by_category = {
+        category.title: [principle for principle in constitution.principles if principle.category == name]
+        for name, category in constitution.categories.items()
+    }
+    _display(
+        table(
+            (title if place == 0 else "", Html('<span title="{}">{}</span>').format(principle.id, principle.text))
+            for title, principles in by_category.items()
+            for place, principle in enumerate(principles)
+        )
+    )
 
 
 def show_checks(checks: Sequence[Check]) -> None:
-    """The doctor's lines."""
+    """The doctor's lines: what is to be mended, and the rest folded."""
+    rows = [(f"{_sign(check.ok)} {check.name}", check.found, "" if check.ok else check.todo) for check in checks]
+    missing = [row for row, check in zip(rows, checks, strict=True) if not check.ok]
+    told = f"all {len(rows)} checks hold" if not missing else f"{len(missing)} of {len(rows)} checks ask for something"
     _display(
-        table((f"{_sign(check.ok)} {check.name}", check.found, "" if check.ok else check.todo) for check in checks)
+        Html("<p><b>{} {}</b></p>").format(_sign(not missing), told)
+        + table(missing)
+        + folded("every check", table(rows))
     )
 
 
@@ -68,9 +81,11 @@ def show_targets(gate: Sequence[Target]) -> None:
     _display(table(rows, heads=("", "target", "aim", "found", "why, and what to try")))
 
 
-def show_examples(examples: Sequence[Example], count: int = 3) -> None:
+def show_examples(examples: Sequence[Example], workspace: Workspace, count: int = 3) -> None:
     """Pairs of the analysis, statistics.worst or statistics.best, draft and revision side by side."""
-    _display(Html("").join(map(_example_html, examples[:count])) or Html("<p>There are none.</p>"))
+    words = principle_texts(principles_file(workspace))
+    shown = Html("").join(_example_html(example, words) for example in examples[:count])
+    _display(style_html() + shown if shown else Html("<p>There are none.</p>"))
 
 
 def show_picture(path: Path, width: int = 820) -> None:
@@ -83,7 +98,9 @@ def show_pairs(workspace: Workspace, count: int = 3, outcome: str | None = None)
     pairs = (ScoredPair.model_validate(row) for row in read_jsonl(path))
     chosen = list(islice((pair for pair in pairs if outcome in (None, pair.outcome)), count))
     nothing = Html("<p>There is no pair with outcome {}.</p>").format(outcome)
-    _display(Html("").join(map(_pair_html, chosen)) or nothing)
+    words = principle_texts(principles_file(workspace))
+    shown = Html("").join(_pair_html(pair, words) for pair in chosen)
+    _display(style_html() + shown if shown else nothing)
 
 
 def inspect_pairs(workspace: Workspace, file: Path | str | None = None) -> None:
@@ -98,17 +115,17 @@ def blind_test(workspace: Workspace, rows: int = 20, file: Path | str | None = N
 
 def show_verdict(workspace: Workspace) -> None:
     """The verdict and its reasons, win rates and refusals of base, Stage 2 and Stage 3, the four categories."""
-    display(HTML(fragment(workspace, "picture")))
+    display(HTML(in_notebook_words(fragment(workspace, "picture"))))
 
 
 def show_answers(workspace: Workspace) -> None:
     """Six held-out prompts with both answers: most improved, most worsened, at random."""
-    display(HTML(fragment(workspace, "examples")))
+    display(HTML(in_notebook_words(fragment(workspace, "examples"))))
 
 
 def show_comparison(workspace: Workspace) -> None:
     """All figures of the evaluation, one column a kind of request."""
-    display(HTML(fragment(workspace, "table")))
+    display(HTML(in_notebook_words(fragment(workspace, "table"))))
 
 
 def blind_check(workspace: Workspace, prompts: int = 20) -> None:
@@ -125,11 +142,30 @@ def show_rows(workspace: Workspace, count: int = 2) -> None:
     """The first training rows as DPO sees them."""
     path = workspace.require(workspace.train_rows, made_by="curate")
     rows = [PreferenceRow.model_validate(row) for row in islice(read_jsonl(path), count)]
-    _display(Html("").join(map(_row_html, rows)))
+    _display(style_html() + Html("").join(map(_row_html, rows)))
+
+
+def show_report(settings: Settings, workspace: Workspace, height: int = 620) -> Path:
+    """Write the report of the run as it stands, and show it."""
+    page = write_run_report(settings, workspace)
+    show_page(page, height)
+    return page
+
+
+def show_page(page: Path, height: int = 620) -> None:
+    """A page inside the notebook, in a frame of its own: nothing in it can touch the notebook."""
+    frame = Html(
+        '<p>{}</p><iframe sandbox srcdoc="{}" style="width:100%;height:{}px;border:1px solid rgba(127,127,127,.5);'
+        'border-radius:4px"></iframe>'
+    )
+    text = in_notebook_words(page.read_text(encoding="utf-8"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consider using IPython.display.IFrame")  # which needs an address
+        display(HTML(frame.format(f"{page}, which opens in any browser", text, height)))
 
 
 def _display(page: Html) -> None:
-    display(HTML(page))
+    display(HTML(in_notebook_words(page)))
 
 
 def _heading(text: str) -> Html:
@@ -140,58 +176,19 @@ def _sign(ok: bool) -> str:
     return "✅" if ok else "❗"
 
 
-def _pair_html(pair: ScoredPair) -> Html:
-    names = side_names({pair.outcome})
-    heading = f"{pair.outcome}: {pair.reason}" if pair.reason else str(pair.outcome)
-    return Html("<p><b>{}</b> · principles {}</p>{}").format(
-        heading,
-        ", ".join(pair.principle_ids),
-        _sides_html(
-            _prompt_html(pair.messages) if pair.messages else pair.prompt,
-            (f"{names.base.capitalize()}, score {_number(pair.base_score)}", pair.base_response),
-            (f"{names.revised.capitalize()}, score {_number(pair.revised_score)}", pair.revised_response),
-        ),
-    )
+def _pair_html(pair: ScoredPair, words: Mapping[str, str]) -> Html:
+    return pair_html(Row(pair, "", None), None, words)
 
 
-def _example_html(example: Example) -> Html:
-    principles = ", ".join(example.principle_ids) or "none"
-    heading = f"delta {example.delta:+.2f} · {example.category} · principles {principles}"
-    return Html("<p><b>{}</b></p>{}").format(
-        heading,
-        _sides_html(
-            example.prompt,
-            (f"{example.sides.base.capitalize()}, score {example.base_score:+.2f}", example.base_response),
-            (f"{example.sides.revised.capitalize()}, score {example.revised_score:+.2f}", example.revised_response),
-        ),
-    )
+def _example_html(example: Example, words: Mapping[str, str]) -> Html:
+    return _pair_html(ScoredPair.model_validate({**example.model_dump(), "chosen": None}), words)
 
 
 def _row_html(row: PreferenceRow) -> Html:
-    rejected = "Rejected" if row.delta is None else f"Rejected (score {-row.delta:+.2f} against chosen)"
-    return _sides_html(
-        _prompt_html(row.prompt), ("Chosen", row.chosen[0]["content"]), (rejected, row.rejected[0]["content"])
+    rejected = "" if row.delta is None else f"reward {row.delta:.2f} below the chosen one"
+    sides = side("Chosen", row.chosen[0]["content"], []) + side(
+        "Rejected", row.rejected[0]["content"], [], told=rejected
     )
-
-
-def _sides_html(prompt: str, *sides: tuple[str, str]) -> Html:
-    """A prompt, and below it a column a side: (heading, text)."""
-    head = Html('<th style="{};width:50%">{}</th>')
-    cell = Html('<td style="{}">{}</td>')
-    return Html(
-        '<div style="white-space:pre-wrap">{prompt}</div>'
-        '<table style="width:100%"><tr>{heads}</tr><tr>{texts}</tr></table><hr>'
-    ).format(
-        prompt=prompt,
-        heads=Html("").join(head.format(CELL, name) for name, _ in sides),
-        texts=Html("").join(cell.format(CELL, text) for _, text in sides),
+    return Html('<div class="cai" style="margin-bottom:18px">{}<div class="cai-sides">{}</div></div>').format(
+        turns_html(row.prompt), sides
     )
-
-
-def _prompt_html(messages: Messages) -> Html:
-    turn = Html("<i>{}</i>: {}")
-    return Html("\n").join(turn.format(message["role"], message["content"]) for message in messages)
-
-
-def _number(score: float | None) -> str:
-    return "none" if score is None else f"{score:+.2f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def principles(statistics: Statistics) -> Figure:
     figure, (left, right) = canvas.canvas(columns=2, height=1.6 + 0.3 * max(len(shown), 4), sharey=True)
     if not shown:
         canvas.nothing(left, "no row names a principle")
-    canvas.bars(left, [group.name for group in shown], [100 * group.share for group in shown], BLUE)
+    canvas.bars(left, [textwrap.fill(group.name, 44) for group in shown], [100 * group.share for group in shown], BLUE)
     more = statistics.distinct_principles - len(shown)
     evenness = "" if statistics.principle_evenness is None else f", evenness {statistics.principle_evenness:.2f}"
     heading = f"Principles shown{evenness}" + (f" ({more} more)" if more else "")

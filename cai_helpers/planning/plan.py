@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine, choose_dtype, this_machine
 from cai_helpers.planning.card import Card, Place, card_of, measure_card
@@ -41,6 +43,8 @@ class Phase(Record):
 
 
 class RunPlan(StageReport):
+    FIRST: ClassVar[tuple[str, ...]] = ("model", "minutes", "verdict")
+
     card: Card
     model: str
     memory: list[Phase]

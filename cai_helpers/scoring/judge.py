@@ -7,8 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
+from cai_helpers import screen
 from cai_helpers.errors import StoppedByHand
 from cai_helpers.machine.processes import Processes, is_main_process, this_process
 from cai_helpers.schema import Messages
@@ -152,7 +151,7 @@ def _ask(scorer: Scorer, missing: dict[str, Question], store: JsonlStore | None)
     keys = list(missing)
     found: dict[str, tuple[float, ...]] = {}
     unwritten: list[dict] = []
-    with tqdm(total=len(keys), desc="score", unit="text", disable=not is_main_process()) as bar:
+    with screen.bar(len(keys), "score", "text", hidden=not is_main_process()) as bar:
         try:
             for index, scores in scorer.iterate(list(missing.values())):
                 found[keys[index]] = scores

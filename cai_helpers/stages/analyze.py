@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from cai_helpers.analysis.diagnosis import Finding, diagnose
 from cai_helpers.analysis.frame import read_frame
@@ -27,6 +28,8 @@ _EXAMPLES_LISTED, _EXAMPLE_CHARACTERS = 2, 160  # of the worst and of the best r
 class AnalyzeReport(StageReport):
     file: str
     page: str  # below the workspace
+    FIRST: ClassVar[tuple[str, ...]] = ("target", "finding", "scorer")
+
     pictures: list[str]
     statistics: Statistics
     findings: list[Finding]

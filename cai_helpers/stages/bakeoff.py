@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from pydantic import Field
-from tqdm.auto import tqdm
 
+from cai_helpers import screen
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.calibration.differences import with_labels
 from cai_helpers.critique.critic import (
@@ -226,7 +226,7 @@ def _make_rows(
 
 def _write(name: str, count: int, coming: Coming[T], store: JsonlStore, row: Callable[[T], dict]) -> None:
     """Append what comes, each with its share of the seconds since others came."""
-    with tqdm(total=count, desc=name, unit="pair", disable=not count) as bar:
+    with screen.bar(count, name, "pair", hidden=not count) as bar:
         try:
             with gathering(store, bar.update) as write, closing(coming):
                 last = time.monotonic()

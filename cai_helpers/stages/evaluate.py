@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
+from cai_helpers import screen
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import StoppedByHand
@@ -203,7 +202,7 @@ def _generate(
     if not total:
         return
     policies = load()
-    with tqdm(total=total, desc="evaluate", unit="answer", disable=not is_main_process()) as bar:
+    with screen.bar(total, "evaluate", "answer", hidden=not is_main_process()) as bar:
         try:
             for policy, prompts in missing.items():
                 with policies.playing(policy) as generator:

@@ -9,11 +9,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from pydantic import Field
-from tqdm.auto import tqdm
-
+from cai_helpers import screen
 from cai_helpers.calibration.differences import read_choice
+from cai_helpers.critique.constitution import principle_words
 from cai_helpers.critique.critic import Critic, load_critic, longest_first, make_traces, trace_basis
+from cai_helpers.critique.making import Tally, Watcher
+from cai_helpers.critique.pairs_report import GenerateReport
 from cai_helpers.critique.protocol_choice import Choice, require_protocol
 from cai_helpers.critique.samples import is_samples
 from cai_helpers.errors import StoppedByHand, WorkspaceVanished
@@ -23,7 +24,8 @@ from cai_helpers.manifest import Fingerprint
 from cai_helpers.prompts.split import PromptSummary, write_prompts
 from cai_helpers.readiness.check import interruptible
 from cai_helpers.readiness.needs import require_answer, require_ready, require_scorer
-from cai_helpers.schema import OUTCOME_MEANING, Prompt, StageReport, Trace
+from cai_helpers.schema import Prompt, Trace
+from cai_helpers.screen import Bar
 from cai_helpers.settings import Settings
 from cai_helpers.shares import take_in
 from cai_helpers.store import JsonlStore, gathering, put_in_order, read_json, read_jsonl
@@ -36,73 +38,15 @@ if TYPE_CHECKING:
 _SUMMARY_DAMAGED = "Run `cai generate --fresh`, which moves the rows to archive/ and starts over."
 
 
-class GenerateReport(StageReport):
-    prompts: PromptSummary
-    protocol: str
-    pairs: int
-    outcomes: dict[str, int]
-    attempted: int  # revisions the critic tried: all but the kept; none where samples are drawn
-    identical: int  # of the attempted: the "revision" is the draft again
-    principles: dict[str, int]  # id → pairs it was shown for
-    tokens: int  # generated, all rows
-    failed: int  # rows an endpoint did not answer; the next call tries them again
-    talk: list[tuple[str, str]] = Field(
-        default_factory=list
-    )  # how the model talks; empty where no row was left to make
-    endpoint: list[tuple[str, str]]  # requests, failures, tokens and cost of this call, where an endpoint criticised
-    seconds: float  # of this call; rows made earlier cost nothing now
-    rows_now: int
-
-    def title(self) -> str:
-        return "Pairs: draft, critique, revision"
-
-    def lines(self) -> list[tuple[str, str]]:
-        return [
-            *self.prompts.lines(),
-            ("protocol", self.protocol),
-            ("pairs generated", str(self.pairs)),
-            *(
-                (name, f"{self.outcomes[name]}  ({OUTCOME_MEANING[name]})")
-                for name in OUTCOME_MEANING
-                if name in self.outcomes
-            ),
-            *(self._of_samples() if is_samples(self.protocol) else self._of_critic()),
-            ("tokens generated", f"{self.tokens:,}"),
-            *([("not answered by the endpoint", f"{self.failed}; run it again to try them")] if self.failed else []),
-            *self.talk,
-            *self.endpoint,
-            ("this call", f"{self.rows_now} pairs in {self.seconds:.0f} s"),
-        ]
-
-    def _of_critic(self) -> list[tuple[str, str]]:
-        same = self.identical + self.outcomes.get("kept", 0)
-        common = sorted(self.principles.items(), key=lambda item: -item[1])[:3]
-        return [
-            (
-                "both sides identical",
-                f"{same} of {self.pairs}; of {self.attempted} attempted revisions {self.identical}",
-            ),
-            (
-                "principles shown",
-                f"{len(self.principles)} different ones, most often "
-                + ", ".join(f"{name} (in {count / self.pairs:.0%} of the pairs)" for name, count in common),
-            ),
-        ]
-
-    def _of_samples(self) -> list[tuple[str, str]]:
-        made = self.outcomes.get("sampled", 0)
-        return [("two usable samples", f"{made} of {self.pairs}; `cai score` picks the best and the worst of each")]
-
-    def summary(self) -> list[tuple[str, str]]:
-        return [("pairs generated", f"{self.pairs}, protocol {self.protocol}")]
-
-
 @holds_workspace
-def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False) -> GenerateReport:
+def generate_pairs(
+    settings: Settings, workspace: Workspace, fresh: bool = False, watch: Watcher | None = None
+) -> GenerateReport:
     """Write one Trace for each training prompt to pairs/traces.jsonl, and the prompts beside it.
 
     Under `accelerate launch` the prompts are shared out; the rows are the same as from one process.
     fresh: move what earlier calls made to archive/ and start over.
+    watch: is given each pair as it comes, to show it; the bar and the first pair then go to logs/run.log alone.
 
     Raises:
         SettingsChanged: the traces in the workspace were made with other settings.
@@ -128,12 +72,12 @@ def generate_pairs(settings: Settings, workspace: Workspace, fresh: bool = False
     processes.wait()
 
     started = time.monotonic()
-    made = _generate_missing(settings, workspace, protocol, processes)
+    made = _generate_missing(settings, workspace, protocol, processes, watch)
     processes.wait()
     if processes.is_main:
         _merge_shares(workspace)
     processes.wait()
-    report = _report(workspace, protocol, time.monotonic() - started, made)
+    report = _report(settings, workspace, protocol, time.monotonic() - started, made)
     if processes.is_main and not report.failed:
         put_in_order(workspace.traces, [prompt.id for prompt in longest_first(_prompts(workspace))])
         workspace.seal("generate", complete, [workspace.traces, workspace.prompts, workspace.eval_prompts], report)
@@ -186,14 +130,17 @@ class _Made(NamedTuple):
     endpoint: list[tuple[str, str]]
 
 
-def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, processes: Processes) -> _Made:
+def _generate_missing(
+    settings: Settings, workspace: Workspace, protocol: str, processes: Processes, watch: Watcher | None
+) -> _Made:
     """Make this process's share of the rows that are not there yet."""
     prompts = _prompts(workspace)
-    done = {row["id"] for row in read_jsonl(workspace.traces)} if workspace.traces.exists() else set()
+    done = {row["id"]: row["outcome"] for row in read_jsonl(workspace.traces)} if workspace.traces.exists() else {}
     missing = [prompt for prompt in prompts if prompt.id not in done]
     pending = processes.share(missing, lambda prompt: len(prompt.text))
-    if present := sum(prompt.id in done for prompt in prompts):
-        workspace.say("generate", f"{present} of {len(prompts)} pairs are there already")
+    present = Counter(done[prompt.id] for prompt in prompts if prompt.id in done)
+    if present:
+        workspace.say("generate", f"{present.total()} of {len(prompts)} pairs are there already")
     if not pending:
         return _Made(0, [], [])
     if processes.is_main:
@@ -205,11 +152,14 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
     pending = longest_first(pending)
     first = pending[:1] if not done and processes.is_main else []
     rows = 0
-    with _stoppable(len(pending)) as bar:
-        for trace in _generate(critic, first, store, bar):
-            workspace.say("generate", f"before the long run, one pair as it comes:\n{trace.readable()}")
+    if not processes.is_main:
+        watch = None
+    with _stoppable(len(pending), Tally(present, len(pending)), watch) as on:
+        for trace in _generate(critic, first, store, on):
+            told = f"before the long run, one pair as it comes:\n{trace.readable()}"
+            workspace.say("generate", told, show=watch is None)
             rows += 1
-        rows += sum(1 for _ in _generate(critic, pending[len(first) :], store, bar))
+        rows += sum(1 for _ in _generate(critic, pending[len(first) :], store, on))
     # what Critic knows as generators, which the scripted twins of tests are as well
     models = {id(model): model for model in (critic.drafter, critic.critic)}.values()
     talk = [line for model in models if hasattr(model, "notes") for line in cast("LanguageModel", model).notes()]
@@ -219,25 +169,33 @@ def _generate_missing(settings: Settings, workspace: Workspace, protocol: str, p
     return _Made(rows, talk, usage)
 
 
-def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore, bar: tqdm) -> Iterator[Trace]:
+class _LookedOn(NamedTuple):
+    """Who is told of a pair that has come."""
+
+    bar: Bar
+    tally: Tally
+    watch: Watcher | None
+
+
+def _generate(critic: Critic, pending: list[Prompt], store: JsonlStore, on: _LookedOn) -> Iterator[Trace]:
     """Write the traces as they come, and hand them on."""
-    outcomes: Counter[str] = Counter()
-    tokens, started = 0, time.monotonic()
-    with gathering(store, bar.update) as write, closing(make_traces(critic, pending)) as coming:
+    with gathering(store, on.bar.update) as write, closing(make_traces(critic, pending)) as coming:
         for traces in coming:
             write(trace.model_dump() for trace in traces)
-            outcomes.update(trace.outcome for trace in traces)
-            tokens += sum(trace.tokens for trace in traces)
-            bar.set_postfix({"tokens/s": round(tokens / (time.monotonic() - started)), **outcomes}, refresh=False)
+            now = on.tally.add(traces)
+            on.bar.set_postfix({"tokens/s": round(now.tokens_per_s), **now.outcomes}, refresh=False)
+            if on.watch is not None and traces:
+                on.watch(now)
             yield from traces
 
 
 @contextmanager
-def _stoppable(pairs: int) -> Iterator[tqdm]:
+def _stoppable(pairs: int, tally: Tally, watch: Watcher | None) -> Iterator[_LookedOn]:
     """A bar of the pairs that are to be made; what ends the run early is said with their number."""
-    with tqdm(total=pairs, desc="generate", unit="pair", disable=not is_main_process()) as bar:
+    hidden = watch is not None or not is_main_process()
+    with screen.bar(pairs, "generate", "pair", hidden=hidden) as bar:
         try:
-            yield bar
+            yield _LookedOn(bar, tally, watch)
         except WorkspaceVanished as error:
             raise error.saying(f"{bar.n} of {pairs} pairs of this call were saved in it.") from error
         except KeyboardInterrupt:
@@ -255,9 +213,10 @@ def _merge_shares(workspace: Workspace) -> None:
     take_in(store)
 
 
-def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) -> GenerateReport:
+def _report(settings: Settings, workspace: Workspace, protocol: str, seconds: float, made: _Made) -> GenerateReport:
     wanted = {row["id"] for row in read_jsonl(workspace.prompts)}
     traces = [trace for trace in map(Trace.model_validate, read_jsonl(workspace.traces)) if trace.id in wanted]
+    own = settings.generate.constitution
     attempted = [] if is_samples(protocol) else [trace for trace in traces if trace.outcome != "kept"]
     return GenerateReport(
         prompts=PromptSummary.model_validate(read_json(workspace.prompt_summary, _SUMMARY_DAMAGED)),
@@ -273,6 +232,7 @@ def _report(workspace: Workspace, protocol: str, seconds: float, made: _Made) ->
         endpoint=made.endpoint,
         seconds=seconds,
         rows_now=made.rows,
+        words=principle_words(Path(own) if own else None),
     )
 
 

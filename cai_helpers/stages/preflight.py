@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from cai_helpers.critique.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
@@ -34,6 +34,8 @@ _TIGHT = 0.9  # share of the memory there is
 
 
 class PreflightReport(StageReport):
+    FIRST: ClassVar[tuple[str, ...]] = ("peak memory", "projected minutes", "verdict")
+
     prompts: int  # of the configured run
     generated: int  # pairs, in one batch of the longest prompts
     outcomes: list[str]

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm.auto import tqdm
-
+from cai_helpers import screen
 from cai_helpers.calibration.accuracy import load_calibration, trust_line
 from cai_helpers.calibration.differences import read_choice
 from cai_helpers.critique.constitution import Constitution, Principle, load_constitution, select_principles
@@ -218,7 +217,7 @@ def _revise(critic: Critic, groups: list[_Group], drafts: list[Draft], store: Js
     done = store.ids()
     missing = {group: [draft for draft in drafts if f"{group.key}/{draft.prompt.id}" not in done] for group in groups}
     total = sum(map(len, missing.values()))
-    with tqdm(total=total, desc="principles", unit="revision", disable=not total) as bar:
+    with screen.bar(total, "principles", "revision", hidden=not total) as bar:
         try:
             for group, open_drafts in missing.items():
                 chosen = [draft._replace(principles=group.chosen(draft)) for draft in open_drafts]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from itertools import islice
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
 from cai_helpers.contents import file_hash
@@ -21,6 +21,17 @@ from cai_helpers.workspace import Workspace, holds_workspace
 
 
 class ScoreReport(StageReport):
+    FIRST: ClassVar[tuple[str, ...]] = (
+        "scored by",
+        "pairs with",
+        "prompts with",
+        "revision",
+        "draft",
+        "best",
+        "gold",
+        "mean",
+    )
+
     scorer: str
     pairs: int
     with_revision: int  # pairs that have two different sides to compare: a revision, or two samples
@@ -147,6 +158,7 @@ def _pair(trace: Trace, scores: list[PairScores], settings: Settings) -> ScoredP
         outcome=trace.outcome,
         reason=sides.reason,
         base_finish=sides.base_finish,
+        critic_output=trace.written,
     )
 
 

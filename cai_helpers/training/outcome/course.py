@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 class Course(StageReport):
     """The fields with a default are missing in what earlier versions wrote of KTO and supervised fine-tuning."""
+
+    FIRST: ClassVar[tuple[str, ...]] = ("steps", "accuracy", "margin", "held-out", "target", "ALARM", "alarms")
 
     steps: int
     epochs: float

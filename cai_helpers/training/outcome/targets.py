@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from cai_helpers.measures.intervals import CONFIDENCE, Interval, proportion
+from cai_helpers.measures.intervals import CONFIDENCE, Interval, decimals, proportion
 from cai_helpers.schema import Target
 
 EPOCHS, ACCURACY, LOSS = 3, 0.65, 0.8  # the published Constitutional AI recipe with DPO reaches an accuracy of 0.67
@@ -34,13 +34,13 @@ def held_against(
         Target(
             name="held-out accuracy",
             aim=f"at least {ACCURACY:.0%}; a coin has 50 %",
-            found=f"{share.percent()} of {eval_pairs} pairs",
+            found=f"{share.percent(ACCURACY)} of {eval_pairs} pairs",
             ok=eval_accuracy >= ACCURACY,
         ),
         Target(
             name="margin trend",
             aim="rising: the interval of the slope is above 0",
-            found="too few rows" if slope is None else f"{slope.number()} an epoch",
+            found="too few rows" if slope is None else f"{slope.number(aim=0)} an epoch",
             ok=slope is not None and slope.low > 0,
         ),
         *([_final_loss(training)] if loss_start is not None and math.isclose(loss_start, math.log(2)) else []),
@@ -52,7 +52,7 @@ def _final_loss(training: Sequence[dict[str, Any]]) -> Target:
     return Target(
         name="final loss",
         aim=f"below {LOSS}; ln 2 = {math.log(2):.3f} is where it starts",
-        found=f"{loss:.4f}, mean of the last {min(_LAST_ROWS, len(training))} rows",
+        found=f"{loss:.{decimals(loss, LOSS, 4)}f}, mean of the last {min(_LAST_ROWS, len(training))} rows",
         ok=loss < LOSS,
     )
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from cai_helpers import screen
 from cai_helpers.machine.hardware import GIB
 from cai_helpers.machine.processes import is_main_process, launched, this_process
+from cai_helpers.screen import Bar
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.training.watch import checkpoints
@@ -80,7 +81,7 @@ class TrainingHistory(TrainerCallback):
         self._busy = 0.0  # seconds of this call spent in steps
         self._tokens_then = self._busy_then = 0.0  # at the last training row
         self._step_began = self._saved_at = 0.0
-        self._bar: tqdm | None = None
+        self._bar: Bar | None = None
         self._earlier = 0.0  # seconds of earlier calls
         self._first_step = 0
         self._started = 0.0
@@ -123,14 +124,8 @@ class TrainingHistory(TrainerCallback):
         self._first_step, self._started = state.global_step, time.monotonic()
         self._saved_at = self._started
         self._alarms = self.alarms()
-        self._bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc="train",
-            unit="step",
-            leave=False,
-            disable=not is_main_process(),
-        )
+        hidden = not is_main_process() or self._watch is not None  # a watcher is told the time that is left
+        self._bar = screen.bar(state.max_steps, "train", "step", initial=state.global_step, stays=False, hidden=hidden)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step_began = time.monotonic()
