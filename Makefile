@@ -29,7 +29,8 @@ bench: $(VENV)/.for-test  ## the benchmarks that need no GPU; on a machine with 
 	$(VENV)/bin/python benchmarks/pipeline.py
 	$(VENV)/bin/python benchmarks/growth.py
 	if command -v nvidia-smi >/dev/null; then \
-		for name in generation scoring dpo flops plan; do $(VENV)/bin/python benchmarks/$$name.py; done; \
+		for name in generation flow scoring dpo flops plan; do $(VENV)/bin/python benchmarks/$$name.py; done; \
+		[ "$$(nvidia-smi -L | wc -l)" -lt 2 ] || $(VENV)/bin/python benchmarks/two_gpus.py; \
 	fi
 
 pictures: demo  ## draw the pictures of the README anew, from the demo's pairs and from the same pairs spoiled

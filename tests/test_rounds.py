@@ -130,7 +130,7 @@ def test_the_next_round_takes_the_adapter_and_the_held_out_prompts_of_the_one_be
 
 
 @pytest.mark.slow
-def test_after_a_round_that_is_not_better_no_other_begins(small_run, tmp_path):
+def test_after_a_round_that_is_not_better_no_other_begins_unless_it_is_meant(small_run, tmp_path):
     from cai_helpers.rounds import begin_round
 
     before = Workspace(shutil.copytree(small_run.root, tmp_path / "one"))
@@ -140,6 +140,9 @@ def test_after_a_round_that_is_not_better_no_other_begins(small_run, tmp_path):
         begin_round(load_settings(str(before.settings_file)), space, before)
     assert ending.value.exit_code == 3
     assert not space.rounds_before.exists()
+    anyway = begin_round(load_settings(str(before.settings_file)), space, before, anyway=True)
+    assert anyway.models.adapter == str(before.adapter)
+    assert space.rounds_before.exists()
     with pytest.raises(CaiError, match="is not a finished run"):
         begin_round(load_settings("smoke"), space, Workspace(tmp_path / "nowhere"))
 

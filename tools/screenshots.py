@@ -56,7 +56,9 @@ def run(path: Path, folder: Path) -> Path:
     os.environ["PYTHONPATH"] = str(ROOT)
     notebook = nbformat.read(path, as_version=4)
     # in a folder of their own: what a cell writes beside itself does not land in the checkout
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    NotebookClient(
+        notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
+    ).execute()
     nbformat.write(notebook, target)
     return target
 

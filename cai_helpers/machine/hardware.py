@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 
 Dtype = Literal["fp16", "bf16", "fp32"]
 GIB = 1024**3
+TIGHT = 0.9  # share of the memory there is: above it an estimate, or a peak, is told as close to the limit
 
 
 class Machine(NamedTuple):

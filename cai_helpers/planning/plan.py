@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from cai_helpers.errors import CaiError
-from cai_helpers.machine.hardware import GIB, Machine, choose_dtype, this_machine
+from cai_helpers.machine.hardware import GIB, TIGHT, Machine, choose_dtype, this_machine
 from cai_helpers.planning.card import Card, Place, card_of, measure_card
 from cai_helpers.planning.generation import Length, generation_memory, generation_seconds, slots_of
 from cai_helpers.planning.scoring import scoring_memory, scoring_seconds
@@ -18,7 +18,6 @@ from cai_helpers.training.memory_plan import MemoryPlan, plan_memory, plan_room,
 from cai_helpers.workspace import Workspace
 
 HERE = "here"
-_TIGHT = 0.9  # share of the memory there is
 _INSTRUCTIONS = 256  # tokens of a critique prompt besides conversation and draft
 
 
@@ -37,7 +36,7 @@ class Phase(Record):
 
     def line(self) -> str:
         sums = " + ".join(f"{name} {size / GIB:.1f}" for name, size in self.parts.items())
-        verdict = f"; DOES NOT FIT: {self.todo}" if self.todo else "; TIGHT" if self.total > _TIGHT * self.limit else ""
+        verdict = f"; DOES NOT FIT: {self.todo}" if self.todo else "; TIGHT" if self.total > TIGHT * self.limit else ""
         note = f", {self.note}" if self.note else ""
         return f"{self.total / GIB:.1f} of {self.limit / GIB:.1f} GiB ({sums}){note}{verdict}"
 
@@ -77,7 +76,7 @@ class RunPlan(StageReport):
         if self.missing:
             return "does not fit: " + "; ".join(f"{phase.name}: {phase.todo}" for phase in self.missing)
         how = "modelled with the rates measured just now" if self.card.measured else "modelled"
-        tight = [phase.name for phase in self.memory if phase.total > _TIGHT * phase.limit]
+        tight = [phase.name for phase in self.memory if phase.total > TIGHT * phase.limit]
         fits = f"TIGHT ({', '.join(tight)}): it may run out of memory" if tight else "fits"
         return f"{fits}; about {minutes_text(self.total)} minutes, {how}"
 

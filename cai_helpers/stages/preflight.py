@@ -16,7 +16,7 @@ from typing import ClassVar, NamedTuple
 from cai_helpers.critique.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.prompt_sets import answers_wanted
-from cai_helpers.machine.hardware import GIB, Machine, this_machine, usable_memory, use_threads
+from cai_helpers.machine.hardware import GIB, TIGHT, Machine, this_machine, usable_memory, use_threads
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import write_prompts
@@ -29,8 +29,6 @@ from cai_helpers.settings import Settings
 from cai_helpers.store import read_jsonl
 from cai_helpers.training.rehearsal import Rehearsal, Rehearsed, rehearse
 from cai_helpers.workspace import Workspace, holds_workspace
-
-_TIGHT = 0.9  # share of the memory there is
 
 
 class PreflightReport(StageReport):
@@ -74,7 +72,7 @@ class PreflightReport(StageReport):
     def verdict(self) -> str:
         total = _minutes(sum(self.minutes.values()))
         peak = max(self.peaks.values(), default=0)
-        if peak > _TIGHT * self.usable:
+        if peak > TIGHT * self.usable:
             return (
                 f"TIGHT: {peak:.1f} of {self.usable:.1f} GiB are in use at the peak; about {total} minutes if it fits. "
                 "Halve train.batch_size (and double train.accumulation), or lower train.max_length."

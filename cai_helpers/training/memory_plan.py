@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from cai_helpers.errors import CaiError
-from cai_helpers.machine.hardware import GIB, Dtype, Machine, usable_memory
+from cai_helpers.machine.hardware import GIB, TIGHT, Dtype, Machine, usable_memory
 from cai_helpers.models.hub import from_hub, locate
 from cai_helpers.models.shapes import config_of
 from cai_helpers.schema import Record
@@ -21,7 +21,7 @@ _KEPT_BY_SIDES = (
     5  # times the hidden size more where pairs share their prompt: queries, keys and values, laid out by side
 )
 _TILE_TOKENS, _TILE_COLUMNS = 4096, 8192  # of the logits that TRL's chunked head holds at once
-_CLEARLY_TOO_MUCH, _TIGHT = 1.1, 0.9  # times the memory there is; the estimate is no better than that
+_CLEARLY_TOO_MUCH = 1.1  # times the memory there is; the estimate is no better than that
 
 
 class MemoryPlan(Record):
@@ -46,7 +46,7 @@ class MemoryPlan(Record):
 
     @property
     def tight(self) -> bool:
-        return self.total > _TIGHT * self.limit
+        return self.total > TIGHT * self.limit
 
     def line(self) -> str:
         parts = {"weights": self.weights, "LoRA": self.adapters, "activations": self.activations, "head": self.head}
@@ -120,7 +120,7 @@ class _Costs(NamedTuple):
         )
 
     def room(self, limit: int, checkpointing: bool | None) -> Room:
-        free = max(0, int(_TIGHT * limit) - self.weights - self.adapters - _TILE_TOKENS * self.tile)
+        free = max(0, int(TIGHT * limit) - self.weights - self.adapters - _TILE_TOKENS * self.tile)
         kept, thrifty = (free // (each + self.working + self.hidden) for each in (self.kept, self.thrifty))
         return Room(0 if checkpointing else kept, 0 if checkpointing is False else max(1, thrifty))
 
