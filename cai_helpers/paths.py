@@ -65,6 +65,7 @@ class RunPaths:
         self.export_dir = self.root / "export"
         self.zip = self.export_dir / "stage3_constitutional.zip"
         self.settings_file = self.root / "settings.json"
+        self.form = self.root / "form.json"  # how the notebook's form stood last
         self.manifests = self.root / "manifests"
         self.reference_record = self.manifests / "reference.json"
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -127,3 +129,48 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     server = Warm(tmp_path_factory.mktemp("calls"))
     yield server
     server.close()
+
+
+class ColabRuntime:
+    """A fake Colab that a test fills: its /content, what is on Drive, and google.colab's modules."""
+
+    def __init__(self, content: Path, cloud: Path) -> None:
+        self.content, self.cloud = content, cloud
+        names = ("drive", "errors", "files", "output", "userdata")
+        self.drive, self.errors, self.files, self.output, self.userdata = (
+            importlib.import_module(f"google.colab.{name}") for name in names
+        )
+        self.drive.CLOUD = cloud
+
+    def lose(self) -> None:
+        """The runtime goes: /content with it, and what the kernel holds; Drive stays."""
+        import shutil
+
+        self.drive.flush_and_unmount()
+        shutil.rmtree(self.content)
+        self.content.mkdir()
+
+
+@pytest.fixture
+def colab_runtime(tmp_path, monkeypatch) -> Iterator[ColabRuntime]:
+    """google.colab as tests/fake_colab has it; elsewhere in the tests there is none."""
+    from cai_helpers.notebook import places
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name == "google.colab" or name.startswith("google.colab.")]:
+            del sys.modules[name]
+        if not others and "google" in sys.modules:
+            del sys.modules["google"]  # it would remember where its parts were
+        elif others:
+            vars(sys.modules["google"]).pop("colab", None)
+
+    others = "google" in sys.modules  # of protobuf, say
+    monkeypatch.syspath_prepend(Path(__file__).parent / "fake_colab")
+    content, cloud = tmp_path / "content", tmp_path / "cloud"
+    content.mkdir(), cloud.mkdir()
+    monkeypatch.setattr(places, "CONTENT", content)
+    for name in ("CAI_WORKSPACE", "CAI_PRESET", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    forget()
+    yield ColabRuntime(content, cloud)
+    forget()

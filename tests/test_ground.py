@@ -174,11 +174,11 @@ def test_a_notebook_that_starts_again_takes_the_folder_that_is_there_now(workspa
     from cai_helpers.notebook import colab
 
     monkeypatch.setenv("CAI_WORKSPACE", str(workspace.root))
-    colab.start("smoke", {})
+    colab.open_run("first", "smoke", keep="none")
     shutil.rmtree(workspace.root)
     with pytest.raises(WorkspaceVanished):
         workspace.save_settings(smoke)
-    session = colab.start("smoke", {})
+    session = colab.open_run("first", "smoke", keep="none")
     assert json.loads(session.workspace.settings_file.read_text())["preset"] == "smoke"
 
 

@@ -13,7 +13,6 @@ from cai_helpers.doctor import examine
 from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import from_hub
 from cai_helpers.models.open_models import OPEN_MODELS
-from cai_helpers.notebook import colab
 from cai_helpers.settings import Settings, load_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,8 +23,8 @@ def test_the_form_offers_gemma_first_then_every_open_model_and_takes_any_other(n
     cells = json.loads((ROOT / "notebooks" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
     text = "".join(line for cell in cells for line in cell["source"])
     [(default, choices)] = re.findall(r'^base_model = "(.*?)"  #@param (\[.*?\]) \{allow-input: true\}$', text, re.M)
-    assert default == Settings().models.base == "google/gemma-2b-it"
-    assert json.loads(choices) == [default, *OPEN_MODELS]
+    assert (default, Settings().models.base) == ("", "google/gemma-2b-it")  # empty: the preset's
+    assert json.loads(choices) == ["", Settings().models.base, *OPEN_MODELS]
 
 
 def gated(*_args, **_options):
@@ -54,24 +53,3 @@ def test_the_doctor_asks_for_a_token_only_where_a_model_may_need_one(workspace, 
     missing = tokens("google/gemma-2b-it", workspace, monkeypatch)
     assert not missing.ok
     assert OPEN_MODELS[0] in missing.todo
-
-
-def test_a_colab_without_the_secret_is_told_of_models_that_need_none(monkeypatch, capsys):
-    from types import ModuleType
-
-    refused = type("SecretNotFoundError", (Exception,), {})
-    userdata = ModuleType("google.colab.userdata")
-    userdata.SecretNotFoundError, userdata.NotebookAccessError = refused, type("NotebookAccessError", (Exception,), {})
-
-    def get(name):
-        raise refused(name)
-
-    userdata.get = get
-    package = ModuleType("google.colab")
-    package.userdata = userdata
-    monkeypatch.setitem(__import__("sys").modules, "google.colab", package)
-    monkeypatch.setattr(colab, "in_colab", lambda: True)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    colab.fetch_token()
-    told = capsys.readouterr().out
-    assert [name for name in OPEN_MODELS if name not in told] == []

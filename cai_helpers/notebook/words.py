@@ -27,6 +27,37 @@ _PLACES = {
     "push": "notebook 06 (Put it on the Hub)",
     "run": "the notebook run_all",
 }
+# What a command offers as flags, and a notebook as calls and fields of its form; before all else.
+_REMEDIES = (
+    (
+        re.compile(
+            r"run `cai train --fresh` to move the old results to archive/ and start over, or give another --workspace"
+        ),
+        'start over with colab.start_over(workspace, "train"), which moves the old training to archive/, or type another '
+        "run_name in the form",
+    ),
+    (
+        re.compile(
+            r"run `cai \w+ --fresh` to move the old results to archive/ and start over, or give another --workspace"
+        ),
+        "start over with colab.start_over(workspace), which moves the old work to archive/, or type another run_name in the "
+        "form",
+    ),
+    (
+        re.compile(r"--preset smoke runs (.*?) \(in notebook 00: preset = \"smoke\"\)"),
+        r'preset = "smoke" in the form runs \1',
+    ),
+    (re.compile(r"say so with --cpu \(in a notebook: (colab\.change\(.*?\))\)"), r"say so: settings = \1"),
+    (
+        re.compile(r"with a Stage-2 adapter try --adapter none"),
+        "with a Stage-2 adapter try without it (stage2_adapter empty)",
+    ),
+    (re.compile(r"--adapter none: start from the base model"), "stage2_adapter empty: start from the base model"),
+    (re.compile(r"\(models\.base, --model\)"), "(base_model in the form)"),
+    (re.compile(r"([Gg]ive|[Tt]ake) another --workspace"), r"\1 another run_name in the form"),
+    (re.compile(r"same command or cell"), "cell"),
+    (re.compile(r"\b([Rr])un the same again"), r"\1un this cell again"),
+)
 _COMMAND = re.compile(r"`cai (?P<name>[a-z]+)(?P<rest>[^`]*)`")
 _IN_WORDS = (
     (re.compile(r"`cai [a-z]+[^`]*` or (?=(?:the cell|notebook )\b)"), ""),
@@ -42,7 +73,7 @@ _IN_WORDS = (
 
 def in_notebook_words(text: str) -> str:
     """The text with the place in the notebooks for each command, and the argument or setting for each flag."""
-    for pattern, words in _IN_WORDS[:1]:
+    for pattern, words in (*_REMEDIES, *_IN_WORDS[:1]):
         text = pattern.sub(words, text)
     text = _COMMAND.sub(_place, text)
     for pattern, words in _IN_WORDS[1:]:
