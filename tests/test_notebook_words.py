@@ -23,7 +23,7 @@ COMMANDS = re.compile(r"`cai [a-z]+[^`]*`")
         ),
         ("Run `cai generate` or the cell again to go on from there.", "Run the cell again to go on from there."),
         ("run `cai train --fresh`, which moves them to archive/", "notebook 04 (Train) with fresh=True, which"),
-        ("stop it, or give another --workspace.", "stop it, or give another run name."),
+        ("stop it, or give another --workspace.", "stop it, or give another run_name in the form."),
         ("Or train all the same, without --strict (curate.strict=false).", "with curate.strict=false."),
     ],
 )
