@@ -39,3 +39,10 @@ def bar(total: int, what: str, unit: str, *, initial: int = 0, stays: bool = Tru
 def write(line: str) -> None:
     """One line, above whatever bar there is."""
     _now[0].write(line)
+
+
+def duration(seconds: float) -> str:
+    """ "45 s", "14 min" or "2.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

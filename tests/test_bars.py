@@ -99,7 +99,7 @@ def test_nine_bars_in_a_row_are_one_place_and_one_line(cell):
     assert len(cell.places) == 1
     (left,) = cell.places
     assert (
-        "✓ draft 3 pairs, single/short 3 pairs, single/full 3 pairs, two_step/short 3 pairs and 2 more in 00:00" in left
+        "✓ draft 3 pairs, single/short 3 pairs, single/full 3 pairs, two_step/short 3 pairs and 2 more in 0 s" in left
     )
     assert any("Loading weights" in page for page in cell.drawn)
 
@@ -112,7 +112,7 @@ def test_a_bar_tells_how_far_it_is_and_how_long_it_will_take(cell, monkeypatch):
     bar._time = lambda: now[0]
     now[0] += 10
     bar.update(25)
-    assert "25 of 100 texts · 2.5 texts a second · 00:30 left" in cell.places[0]
+    assert "25 of 100 texts · 2.5 texts a second · 30 s left" in cell.places[0]
     bar.close()
 
 
@@ -137,3 +137,12 @@ def test_what_a_stage_says_is_printed_in_the_words_of_a_notebook(cell, capsys):
     assert capsys.readouterr().out == (
         "generate: goes on with single/short, as begun; fresh=True starts over with two_step/full\n"
     )
+
+
+def test_checks_that_hold_are_counted_and_what_asks_for_something_is_printed(cell, capsys):
+    bars.take_over()
+    for line in ("train: ok    GPU: T4", "train: check: pad token: never seen", "train: WARNING: gate: few pairs"):
+        screen.write(line)
+    assert capsys.readouterr().out == "train: WARNING: gate: few pairs\n"
+    assert len(cell.places) == 1
+    assert "✓ 2 checks hold" in cell.places[0]

@@ -75,6 +75,10 @@ def take(executed: Path, look: Look, folder: Path) -> Path:
         page.route("http*://**", lambda route: route.abort())  # scripts of other servers, which the outputs do not need
         page.emulate_media(color_scheme="dark" if look.theme == "dark" else "light")
         page.goto(page_file.resolve().as_uri(), wait_until="domcontentloaded")
+        for frame in page.locator("iframe").all():  # what was never on the screen is not painted
+            frame.scroll_into_view_if_needed()
+            page.wait_for_timeout(500)
+        page.evaluate("window.scrollTo(0, 0)")
         page.wait_for_timeout(500)
         height = min(page.evaluate("document.documentElement.scrollHeight"), _LONGEST)
         page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": 0, "width": look.width, "height": height})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from cai_helpers.notebook.words import in_notebook_words
 from cai_helpers.terminal import visible
 
 _NAMED = 4  # bars that the line of a finished cell names
-_OURS = "cai"  # marks the bars of our stages: a library's leave nothing behind
+_HOLDS = re.compile(r"[a-z]+: (?:ok {4}|check: )")
 
 
 def take_over() -> None:
@@ -27,7 +28,15 @@ def take_over() -> None:
     tqdm's own in notebooks are widgets, of which each stays where it ended: eight times "Loading weights" above a result.
     """
     tqdm.auto.tqdm = LineBar
-    screen.show_on(screen.Screen(_OurBar, lambda line: print(in_notebook_words(visible(line)))))
+    screen.show_on(screen.Screen(_OurBar, _write))
+
+
+def _write(line: str) -> None:
+    """Print it, unless it is a check that holds: logs/run.log has those, a cell tells how many there were."""
+    if _HOLDS.match(line):
+        _line_of_cell().checked()
+    else:
+        print(in_notebook_words(visible(line)))
 
 
 class Line:
@@ -37,6 +46,7 @@ class Line:
         self.cell = cell
         self._under_way: list[LineBar] = []
         self._done: list[str] = []
+        self._checks = 0
         self._began = time.monotonic()
         self._handle: Any = None
 
@@ -52,6 +62,10 @@ class Line:
             self._done.append(done)
         self.draw()
 
+    def checked(self) -> None:
+        self._checks += 1
+        self.draw()
+
     def draw(self) -> None:
         page = HTML(self.render())
         if self._handle is None:
@@ -62,12 +76,13 @@ class Line:
     def render(self) -> Html:
         if self._under_way:
             return Html("<div>{}</div>").format(Html("").join(bar.render() for bar in self._under_way))
-        if not self._done:
+        done = [*([f"{self._checks} checks hold"] if self._checks else []), *self._done]
+        if not done:
             return Html("")
-        more = len(self._done) - _NAMED
-        told = ", ".join(self._done[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-        seconds = tqdm.auto.tqdm.format_interval(time.monotonic() - self._began)
-        return Html('<div style="font-size:13px;opacity:.75">✓ {} in {}</div>').format(told, seconds)
+        more = len(done) - _NAMED
+        told = ", ".join(done[:_NAMED]) + (f" and {more} more" if more > 0 else "")
+        seconds = f" in {screen.duration(time.monotonic() - self._began)}" if self._done else ""
+        return Html('<div style="font-size:13px;opacity:.75">✓ {}{}</div>').format(told, seconds)
 
 
 _line = [Line(None)]
@@ -133,7 +148,7 @@ class _OurBar(LineBar):
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    """ "128 of 420 pairs · 3.1 a second · 01:34 left"."""
+    """ "128 of 420 pairs · 3.1 a second · 94 s left"."""
     count, total, unit = facts["n"], facts["total"], facts["unit"].strip()
     size = tqdm.auto.tqdm.format_sizeof if facts["unit_scale"] else lambda value: f"{value:,}"
     named = {"it": "", "B": "B"}.get(unit, f" {unit}s")
@@ -142,5 +157,5 @@ def _facts(facts: Mapping[str, Any]) -> str:
     if rate:
         said.append(f"{size(round(rate, 1))}{'' if unit == 'it' else named} a second")
         if total and total > count:
-            said.append(f"{tqdm.auto.tqdm.format_interval((total - count) / rate)} left")
+            said.append(f"{screen.duration((total - count) / rate)} left")
     return " · ".join([*said, *([facts["postfix"]] if facts["postfix"] else [])])

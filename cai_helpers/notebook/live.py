@@ -14,9 +14,10 @@ from cai_helpers.notebook.in_place import InPlace
 from cai_helpers.notebook.making_html import finished_html, making_html
 from cai_helpers.notebook.markup import Html, table
 from cai_helpers.planning.plan import HERE, plan_run
+from cai_helpers.screen import duration
 from cai_helpers.settings import Settings
 from cai_helpers.training.watch.alarms import Row
-from cai_helpers.training.watch.history import Progress, Watcher, duration
+from cai_helpers.training.watch.history import Progress, Watcher
 from cai_helpers.training.watch.views import View
 from cai_helpers.workspace import Workspace
 

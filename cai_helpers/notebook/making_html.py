@@ -9,7 +9,7 @@ from cai_helpers.inspection.worddiff import word_diff
 from cai_helpers.notebook.markup import Html
 from cai_helpers.notebook.pair_html import WRITTEN, badge, marked, principle_badges, side, style_html, turns_html
 from cai_helpers.schema import OUTCOME_MEANING, SAMPLED, Trace
-from cai_helpers.training.watch.history import duration
+from cai_helpers.screen import duration
 
 _BLUE, _GREY, _ORANGE = "rgb(0,125,215)", "rgb(127,137,147)", "rgb(214,128,0)"
 _COLOUR = {"revised": _BLUE, "sampled": _BLUE, "kept": _GREY}  # all others are failures

@@ -15,6 +15,7 @@ from cai_helpers.inspection.rows import Row, principles_file
 from cai_helpers.notebook.blind_round import check_blind
 from cai_helpers.notebook.chat import talk_to_both
 from cai_helpers.notebook.folded import folded, report_html, settings_html
+from cai_helpers.notebook.frame import frame_html
 from cai_helpers.notebook.inspector import inspect
 from cai_helpers.notebook.markup import Html, table
 from cai_helpers.notebook.pair_html import pair_html, side, style_html, turns_html
@@ -33,9 +34,10 @@ def show(report: StageReport) -> None:
     _display(report_html(report))
 
 
-def show_table(title: str, rows: list[dict[str, str]]) -> None:
-    """Rows with the same heads as a table."""
-    _display(_heading(title) + table((list(row.values()) for row in rows), heads=list(rows[0])))
+def show_table(title: str, rows: list[dict[str, str]], note: str = "") -> None:
+    """Rows with the same heads as a table, and what they come to."""
+    below = Html("<p><b>{}</b></p>").format(note) if note else Html("")
+    _display(_heading(title) + table((list(row.values()) for row in rows), heads=list(rows[0])) + below)
 
 
 def show_settings(settings: Settings) -> None:
@@ -67,7 +69,7 @@ def show_checks(checks: Sequence[Check]) -> None:
     told = f"all {len(rows)} checks hold" if not missing else f"{len(missing)} of {len(rows)} checks ask for something"
     _display(
         Html("<p><b>{} {}</b></p>").format(_sign(not missing), told)
-        + table(missing)
+        + (table(missing) if missing else Html(""))
         + folded("every check", table(rows))
     )
 
@@ -82,9 +84,14 @@ def show_targets(gate: Sequence[Target]) -> None:
 
 
 def show_examples(examples: Sequence[Example], workspace: Workspace, count: int = 3) -> None:
-    """Pairs of the analysis, statistics.worst or statistics.best, draft and revision side by side."""
+    """Pairs of the analysis, statistics.worst or statistics.best, draft and revision side by side, all turns of the prompt."""
     words = principle_texts(principles_file(workspace))
-    shown = Html("").join(_example_html(example, words) for example in examples[:count])
+    by_id = {row["id"]: row for row in read_jsonl(workspace.pairs)} if workspace.pairs.exists() else {}
+    pairs = [
+        ScoredPair.model_validate(by_id.get(example.id) or {**example.model_dump(), "chosen": None})
+        for example in examples[:count]
+    ]
+    shown = Html("").join(_pair_html(pair, words) for pair in pairs)
     _display(style_html() + shown if shown else Html("<p>There are none.</p>"))
 
 
@@ -154,14 +161,9 @@ def show_report(settings: Settings, workspace: Workspace, height: int = 620) -> 
 
 def show_page(page: Path, height: int = 620) -> None:
     """A page inside the notebook, in a frame of its own: nothing in it can touch the notebook."""
-    frame = Html(
-        '<p>{}</p><iframe sandbox srcdoc="{}" style="width:100%;height:{}px;border:1px solid rgba(127,127,127,.5);'
-        'border-radius:4px"></iframe>'
-    )
-    text = in_notebook_words(page.read_text(encoding="utf-8"))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consider using IPython.display.IFrame")  # which needs an address
-        display(HTML(frame.format(f"{page}, which opens in any browser", text, height)))
+        display(HTML(frame_html(page, height)))
 
 
 def _display(page: Html) -> None:
@@ -173,15 +175,11 @@ def _heading(text: str) -> Html:
 
 
 def _sign(ok: bool) -> str:
-    return "✅" if ok else "❗"
+    return "✔" if ok else "✘"
 
 
 def _pair_html(pair: ScoredPair, words: Mapping[str, str]) -> Html:
     return pair_html(Row(pair, "", None), None, words)
-
-
-def _example_html(example: Example, words: Mapping[str, str]) -> Html:
-    return _pair_html(ScoredPair.model_validate({**example.model_dump(), "chosen": None}), words)
 
 
 def _row_html(row: PreferenceRow) -> Html:

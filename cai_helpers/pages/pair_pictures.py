@@ -119,7 +119,7 @@ def length_against_delta(frame: pd.DataFrame, statistics: Statistics) -> Figure:
 def principles(statistics: Statistics) -> Figure:
     """How often each principle was shown, and how its revisions fare."""
     shown = statistics.principles[:_BARS]
-    figure, (left, right) = canvas.canvas(columns=2, height=1.6 + 0.3 * max(len(shown), 4), sharey=True)
+    figure, (left, right) = canvas.canvas(columns=2, width=12, height=1.6 + 0.42 * max(len(shown), 4), sharey=True)
     if not shown:
         canvas.nothing(left, "no row names a principle")
     canvas.bars(left, [textwrap.fill(group.name, 44) for group in shown], [100 * group.share for group in shown], BLUE)

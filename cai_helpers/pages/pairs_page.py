@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from cai_helpers.analysis.diagnosis import Finding
@@ -18,8 +19,12 @@ def write_pairs_page(
     findings: list[Finding],
     gate: list[Target],
     plots: dict[str, Path],
+    words: Mapping[str, str],
 ) -> Path:
-    """The analysis of one file of pairs. lines: its figures as (what, figure); plots: from pair_pictures.save_pair_plots."""
+    """The analysis of one file of pairs.
+
+    lines: its figures as (what, figure); plots: from pair_pictures.save_pair_plots; words: of the principles, by id.
+    """
     return write_page(
         path,
         "pairs.html.j2",
@@ -30,4 +35,5 @@ def write_pairs_page(
         findings=findings,
         gate=gate,
         plots=plots,
+        words=words,
     )

@@ -12,6 +12,7 @@ from cai_helpers.analysis.statistics import TIE, Example, Group, LengthBias, Sta
 from cai_helpers.calibration.accuracy import trust_of_pairs
 from cai_helpers.calibration.threshold import threshold_of
 from cai_helpers.contents import file_hash
+from cai_helpers.critique.constitution import principle_words
 from cai_helpers.measures.intervals import Interval
 from cai_helpers.measures.refusals import agreement
 from cai_helpers.pages.pair_pictures import save_pair_plots
@@ -147,7 +148,9 @@ def _analyze(
 ) -> AnalyzeReport:
     frame = read_frame(source)
     threshold = threshold_of(settings, workspace, from_elsewhere=trust is None)
-    statistics = analyze_frame(frame, max(TIE, threshold.value))
+    own = settings.generate.constitution
+    words = principle_words(Path(own) if own else None)
+    statistics = analyze_frame(frame, max(TIE, threshold.value)).in_words(words)
     findings = diagnose(statistics)
     if curation is not None and curation["generated"] != len(frame):  # it was counted on another file
         curation = None
@@ -161,6 +164,7 @@ def _analyze(
         findings,
         gate,
         plots,
+        words,
     )
     return AnalyzeReport(
         file=source.name,

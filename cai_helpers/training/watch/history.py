@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from cai_helpers import screen
 from cai_helpers.machine.hardware import GIB
 from cai_helpers.machine.processes import is_main_process, launched, this_process
-from cai_helpers.screen import Bar
+from cai_helpers.screen import Bar, duration
 from cai_helpers.settings import Settings
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
 from cai_helpers.training.watch import checkpoints
@@ -236,9 +236,3 @@ class TrainingHistory(TrainerCallback):
             f"{row['tokens_per_s']:.0f} tokens/s  {memory}{pace:.2f} s/step  "
             f"{duration(pace * (state.max_steps - state.global_step))} left"
         )
-
-
-def duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
