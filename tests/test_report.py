@@ -233,7 +233,8 @@ def test_alarms_and_targets_of_the_training_stand_on_the_page(smoke, complete):
     text = write_run_report(smoke, complete).read_text(encoding="utf-8")
     assert_inert_and_self_contained(text)
     assert "Alarm: stuck at chance, from step 50" in text
-    assert "<td>final loss</td><td><span style="white-space:nowrap">below 0.8</span></td><td>1.3350</td><td><b>falls short</b>" in text
+    whole = '<span style="white-space:nowrap">below 0.8</span>'
+    assert f"<td>final loss</td><td>{whole}</td><td>1.3350</td><td><b>falls short</b>" in text
     assert "<td>3</td><td>ok</td>" in text
     assert "No alarm was raised." not in text
 
