@@ -32,6 +32,18 @@ _DEBUG = inspect.Parameter(
     annotation=Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")],
 )
 
+_KEEP = inspect.Parameter(
+    "keep",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None,
+        typer.Option(
+            help="Keep the run there as well, and bring it back from there: a folder on a drive, or hub:OWNER/NAME, private."
+        ),
+    ],
+)
+
 
 def shared_options(
     preset: Annotated[
@@ -92,15 +104,39 @@ def make_command(function: Callable[..., "StageReport | int"], shares_work: bool
     names = {parameter.name for parameter in own}
     shared = [parameter for parameter in _parameters(shared_options) if parameter.name not in names]
 
-    def work(**options: Any) -> "StageReport | int":
-        of_function = {name: options.pop(name) for name in names}
+    def work(keep: str | None, **options: Any) -> "StageReport | int":
         if not shares_work:
             require_one_process(function.__name__)
+        if keep is None:
+            return alone(**options)
+        return _kept(lambda: alone(**options), options["workspace"], _given(keep, "--keep"))
+
+    def alone(**options: Any) -> "StageReport | int":
+        of_function = {name: options.pop(name) for name in names}
         if (previous := of_function.get("previous")) is not None and options["preset"] is None:
             options["preset"] = _settings_of(options["workspace"]) or _settings_of(previous)
         return function(*shared_options(**options), **of_function)
 
-    return _as_command(work, function, [*own, *shared])
+    return _as_command(work, function, [*own, *shared, _KEEP])
+
+
+def _kept(work: Callable[[], "StageReport | int"], root: Path, place: str) -> "StageReport | int":
+    """`work`, with the run of `root` kept at `place` while it lasts; an error where the place lacks some of it at the end."""
+    from cai_helpers.keeping import keep
+    from cai_helpers.workspace import Workspace
+
+    with keep(Workspace(root), place) as keeper:
+        result = work()
+        if not keeper.close():
+            if not isinstance(result, int):
+                show(result)
+            raise CaiError(
+                f"The work is done and lies in {root}, but it is {keeper.line()}",
+                "Mend the place and run the same command again: what is done is not done again, only kept. Or copy that folder "
+                "by hand.",
+            )
+    typer.echo(f"  kept     {keeper.line()}")
+    return result
 
 
 def _settings_of(root: Path) -> str | None:
