@@ -295,3 +295,15 @@ def test_a_file_from_elsewhere_is_analysed_beside_the_run_and_leaves_it_alone(sm
 def test_analysing_before_scoring_names_the_stage_that_comes_first(smoke, workspace):
     with pytest.raises(CaiError, match="made by the score stage"):
         analyze_pairs(smoke, workspace)
+
+
+def test_principles_are_told_by_their_words_and_one_that_is_not_known_by_its_id(workspace, smoke, tmp_path):
+    file = tmp_path / "old.jsonl"
+    write_jsonl(file, [row(prompt=f"Question {number}?", principle_ids=["HP001", "X9"]) for number in range(12)])
+    report = analyze_pairs(smoke, workspace, file)
+    told = dict(report.lines())
+    assert "  Do not help a person to hurt someone, themselves, or others' …" in told
+    assert "  X9" in told
+    page = (workspace.root / report.page).read_text(encoding="utf-8")
+    assert "Do not help a person to hurt someone" in page
+    assert "HP001" not in page

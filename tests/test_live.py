@@ -170,7 +170,7 @@ def test_without_a_plan_the_time_of_the_whole_run_is_not_made_up():
 def test_pairs_are_drawn_in_place_and_the_last_leaves_one_line_and_its_counts(screen, monkeypatch, smoke, tmp_path):
     now = [100.0]
     monkeypatch.setattr(in_place.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(live, "_minutes_after", lambda settings, workspace: 5.0)
+    monkeypatch.setattr(live, "minutes_after", lambda settings, workspace: 5.0)
     watch = live.generation(smoke, Workspace(tmp_path))
     assert screen.shown == []  # before the first pair there is nothing to see
     for count, at in ((10, 100.0), (20, 101.0), (30, 102.5), (420, 102.6)):

@@ -24,6 +24,7 @@ COMMANDS = re.compile(r"`cai [a-z]+[^`]*`")
         ("Run `cai generate` or the cell again to go on from there.", "Run the cell again to go on from there."),
         ("run `cai train --fresh`, which moves them to archive/", "notebook 04 (Train) with fresh=True, which"),
         ("stop it, or give another --workspace.", "stop it, or give another run_name in the form."),
+        ("the ones its rules were written with (python benchmarks/counters.py)", "its rules were written with"),
         ("Or train all the same, without --strict (curate.strict=false).", "with curate.strict=false."),
     ],
 )

@@ -32,7 +32,7 @@ def generation(settings: Settings, workspace: Workspace) -> MakingWatcher:
     What the rest of the run will take is planned now, in some seconds, before a model is loaded.
     """
     place = InPlace()
-    rest = None if workspace.manifest_of("generate").exists() else _minutes_after(settings, workspace)
+    rest = None if workspace.manifest_of("generate").exists() else minutes_after(settings, workspace)
     own = settings.generate.constitution
     principles = principle_texts(Path(own) if own else None)
 
@@ -44,7 +44,7 @@ def generation(settings: Settings, workspace: Workspace) -> MakingWatcher:
     return watch
 
 
-def _minutes_after(settings: Settings, workspace: Workspace) -> float | None:
+def minutes_after(settings: Settings, workspace: Workspace) -> float | None:
     """Of the stages after generating, by the plan; None where it cannot be made: it is no reason to stop."""
     try:
         plan = plan_run(settings, workspace, card=HERE)

@@ -66,6 +66,7 @@ _IN_WORDS = (
     (re.compile(r"without --strict \(curate\.strict=false\)"), "with curate.strict=false"),
     (re.compile(r"--adapter none\b"), "models.adapter=null"),
     (re.compile(r"--fresh\b"), "fresh=True"),
+    (re.compile(r" \(python benchmarks/[^)]*\)"), ""),
     (re.compile(r", or --limit \d+"), ""),
     (re.compile(r"(?<![\w-])--set (?=[a-z_]+\.)"), ""),
 )
