@@ -27,6 +27,7 @@ from cai_helpers.readiness.adapter_fit import adapter_fit
 from cai_helpers.store import rows_of
 
 Check = Callable[[Archive, Account], str]  # what was found; raises Difference
+_KEPT_WHOLE = re.compile(r"</?span[^>]*>")  # around values, in which no line of the page may end
 _PIECES = re.compile(r"[;.] (?![^()]*\))|\.$")  # the page lists a reason piece by piece
 _STATISTICS = "dpo_dataset/stats.json"
 _OF_THE_MODEL_CARD = ("curate", "train", "evaluate")
@@ -157,7 +158,8 @@ def _evaluation(archive: Archive, account: Account) -> str:
     if account.evaluated is None:
         return "of another adapter than this one, as the card says"
     if "reports/report.html" in archive.names:
-        page = html.unescape(archive.read("reports/report.html").decode("utf-8", "replace"))
+        page = archive.read("reports/report.html").decode("utf-8", "replace")
+        page = html.unescape(_KEPT_WHOLE.sub("", page))
         pieces = [piece.strip() for piece in _PIECES.split(verdict.reason)]
         same = verdict.verdict.capitalize() in page and all(piece in page for piece in pieces)
         _require(same, "reports/report.html gives another verdict, or another reason for it")
