@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import nbformat
 from browser_page import ROOT, browser_page
+from PIL import Image
 
 from cai_helpers.critique.constitution import principle_texts
 from cai_helpers.critique.making import Making
@@ -28,9 +29,12 @@ from cai_helpers.notebook import live
 from cai_helpers.notebook.making_html import making_html
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.generate import generate_pairs
+from cai_helpers.store import read_jsonl
+from cai_helpers.training.watch.history import Progress
+from cai_helpers.training.watch.views import view_of
 from cai_helpers.workspace import Workspace
 
-_TALLEST = 900  # pixels of a picture in the README
+_TALLEST = 722  # pixels of a picture in the README
 _LONGEST = 12_000  # pixels of a page that are taken; Chromium takes no more than 16,384
 
 
@@ -92,24 +96,22 @@ def take(executed: Path, look: Look, folder: Path) -> Path:
         page.route("http*://**", lambda route: route.abort())  # scripts of other servers, which the outputs do not need
         page.emulate_media(color_scheme="dark" if look.theme == "dark" else "light")
         page.goto(page_file.resolve().as_uri(), wait_until="domcontentloaded")
-        for frame in page.locator("iframe").all():  # what was never on the screen is not painted
-            frame.scroll_into_view_if_needed()
-            page.wait_for_timeout(500)
-        page.evaluate("window.scrollTo(0, 0)")
-        page.wait_for_timeout(500)
         height = min(page.evaluate("document.documentElement.scrollHeight"), _LONGEST)
-        page.screenshot(path=picture, full_page=True, clip={"x": 0, "y": 0, "width": look.width, "height": height})
+        page.set_viewport_size({"width": look.width, "height": height})  # what is not on the screen is not painted
+        page.wait_for_timeout(1500)
+        page.screenshot(path=picture)
     return picture
 
 
 def gallery(out: Path, folder: Path) -> list[Path]:
     """The pictures of the README: pairs under way, a failure on a phone, curves, the verdict."""
-    page_file = out / "making.html"
-    page_file.write_text(_pairs_under_way(), encoding="utf-8")
+    pairs, training = out / "making.html", out / "training.html"
+    pairs.write_text(_page(_pairs_under_way()), encoding="utf-8")
+    training.write_text(_page(_curves(Workspace(out / "executed" / "run")), dark=True), encoding="utf-8")
     light, dark, phone = LOOKS[0]._replace(width=1000), LOOKS[1]._replace(width=1000), LOOKS[2]
     shots = {
-        "notebook_pairs": (page_file, light, "body > div"),
-        "notebook_training": (out / "04_train_dpo-dark.html", dark, ".jp-OutputArea-output:has(svg polyline) > div"),
+        "notebook_pairs": (pairs, light, "body > div"),
+        "notebook_training": (training, dark, "body > div"),
         "notebook_verdict": (out / "05_evaluate-light.html", light, ".cv:has(.cv-card)"),
         "notebook_phone": (out / "02_generate_pairs-narrow.html", phone, ".cai:has(.cai-sides) >> nth=-1"),
     }
@@ -124,8 +126,19 @@ def _pairs_under_way() -> str:
         rest = live.minutes_after(settings, Workspace(Path(folder) / "run"))
         generate_pairs(settings, Workspace(Path(folder) / "run"), watch=seen.append)
     middle = [one for one in seen if 0.4 < one.done / one.total < 0.8 and _is_marked(one)]
+    return making_html(middle[0], principle_texts(), rest)
+
+
+def _curves(workspace: Workspace) -> str:
+    """What the cell that trains leaves."""
+    rows = list(read_jsonl(workspace.history))
+    steps = rows[-1]["step"]
+    return live.render(Progress(rows, steps, steps, 0.0, [], view_of(rows)), "logs/run.log")
+
+
+def _page(piece: str, dark: bool = False) -> str:
     style = "font-family:system-ui,'DejaVu Sans',sans-serif;font-size:14px;margin:14px"
-    return f'<body style="{style}">{making_html(middle[0], principle_texts(), rest)}</body>'
+    return f'<!doctype html><body style="{style}{";background:#111;color:#eee" if dark else ""}">{piece}</body>'
 
 
 def _is_marked(making: Making) -> bool:
@@ -148,6 +161,7 @@ def _part(page_file: Path, look: Look, selector: str, picture: Path) -> Path:
         clip = {"x": max(box["x"] - 10, 0), "y": max(top - 10, 0), "width": box["width"] + 20}
         height = min(box["height"] + 20, _TALLEST)
         page.screenshot(path=picture, full_page=True, clip={**clip, "height": height})
+    Image.open(picture).convert("RGB").quantize(128).save(picture, optimize=True)  # few colours: a third of the bytes
     return picture
 
 

@@ -59,7 +59,7 @@ def training(workspace: Workspace) -> Watcher:
 
     def watch(progress: Progress) -> None:
         if place.due(last=progress.step >= progress.steps):
-            place.show(render(progress, str(workspace.run_log)))
+            place.show(render(progress, str(workspace.run_log.relative_to(workspace.root))))
 
     return watch
 
