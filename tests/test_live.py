@@ -98,6 +98,12 @@ def test_every_method_is_shown_by_what_it_measures(view: View, own: dict, figure
     assert view_of(rows) is view
 
 
+def test_the_margin_of_kto_is_the_gap_between_its_rewards():
+    rows = [{"step": 5, "rewards_chosen": 0.3, "rewards_rejected": -0.1}, {"step": 6, "rewards_chosen": 0.3}]
+    (panel,) = [panel for panel in OF_ANSWERS.panels if panel.title == "Margin"]
+    assert [panel.points(key, rows) for key in panel.lines] == [[(5, pytest.approx(0.4))], []]
+
+
 def test_a_loss_that_begins_elsewhere_has_no_line_at_ln_2():
     dashed = [
         live.render(progress(5, [ROW | {"loss": loss}]), "log").count('stroke-dasharray="3 4"')

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from cai_helpers.pages.template import whole_values
 
-CELL = "text-align:left;vertical-align:top;padding:2px 14px 2px 0;white-space:pre-wrap"
+CELL = "text-align:left;vertical-align:top;padding:2px 14px 2px 0;white-space:pre-wrap;overflow-wrap:anywhere"
 
 _NEVER_BROKEN = 22  # characters
 

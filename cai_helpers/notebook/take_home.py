@@ -14,6 +14,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.notebook import colab, widgets
 from cai_helpers.notebook.markup import Html
 from cai_helpers.notebook.words import in_notebook_words
+from cai_helpers.pages.template import whole_values
 from cai_helpers.stages.export import ExportReport
 from cai_helpers.stages.push import PushReport, push_archive
 from cai_helpers.workspace import Workspace
@@ -34,7 +35,7 @@ def show_verdict(workspace: Workspace) -> None:
         '<div style="border-left:8px solid {};padding:10px 16px;margin:8px 0;background:rgba(127,127,127,.1)">'
         '<div style="font-size:1.5em;font-weight:bold">{}</div><div>{}</div></div>'
     )
-    display(HTML(in_notebook_words(card.format(colour, headline, reason))))
+    display(HTML(in_notebook_words(card.format(colour, headline, whole_values(reason)))))
 
 
 def show_contents(report: ExportReport) -> None:

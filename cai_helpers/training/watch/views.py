@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+_GAP = "reward_gap"
+
 
 class Panel(NamedTuple):
     """Curves in one frame: rows of the history drawn by their keys."""
@@ -25,7 +27,16 @@ class Panel(NamedTuple):
 
     def points(self, key: str, rows: Sequence[dict[str, Any]]) -> list[tuple[int, float]]:
         """(step, value) of the rows that have one."""
-        return [(row["step"], self.factor * row[key]) for row in rows if row.get(key) is not None]
+        values = ((row["step"], _value(row, key)) for row in rows)
+        return [(step, self.factor * value) for step, value in values if value is not None]
+
+
+def _value(row: dict[str, Any], key: str) -> float | None:
+    """Of the row; the gap between its rewards, which rows of KTO do not have by itself, is taken from them."""
+    if not key.endswith(_GAP):
+        return row.get(key)
+    chosen, rejected = (row.get(f"{key.removesuffix(_GAP)}rewards_{side}") for side in ("chosen", "rejected"))
+    return None if chosen is None or rejected is None else chosen - rejected
 
 
 class Figure(NamedTuple):
@@ -77,7 +88,12 @@ OF_PAIRS = View(
 )
 OF_ANSWERS = View(
     mark="kl",
-    panels=(Panel("Loss", "KTO loss", _both("loss")), _REWARDS, _LOG_PROBABILITY),
+    panels=(
+        Panel("Loss", "KTO loss", _both("loss")),
+        Panel("Margin", "reward of desirable − undesirable", _both(_GAP), 0),
+        _REWARDS,
+        _LOG_PROBABILITY,
+    ),
     figures=(
         _LOSS,
         Figure("desirable", "rewards_chosen", "+.3f"),
