@@ -297,13 +297,19 @@ def test_analysing_before_scoring_names_the_stage_that_comes_first(smoke, worksp
         analyze_pairs(smoke, workspace)
 
 
-def test_principles_are_told_by_their_words_and_one_that_is_not_known_by_its_id(workspace, smoke, tmp_path):
-    file = tmp_path / "old.jsonl"
-    write_jsonl(file, [row(prompt=f"Question {number}?", principle_ids=["HP001", "X9"]) for number in range(12)])
-    report = analyze_pairs(smoke, workspace, file)
+def test_principles_of_the_run_are_told_by_their_words(workspace, smoke):
+    rows = [row(prompt=f"Question {number}?", principle_ids=["HP001", "X9"]) for number in range(12)]
+    write_jsonl(workspace.pairs, rows)
+    report = analyze_pairs(smoke, workspace)
     told = dict(report.lines())
     assert "  Do not help a person to hurt someone, themselves, or others' …" in told
-    assert "  X9" in told
+    assert "  X9" in told  # the constitution has none of that id
     page = (workspace.root / report.page).read_text(encoding="utf-8")
     assert "Do not help a person to hurt someone" in page
     assert "HP001" not in page
+
+
+def test_in_a_file_from_elsewhere_a_principle_keeps_its_id_which_may_stand_for_another(workspace, smoke, tmp_path):
+    file = tmp_path / "old.jsonl"
+    write_jsonl(file, [row(prompt=f"Question {number}?") for number in range(12)])
+    assert "  HP001" in dict(analyze_pairs(smoke, workspace, file).lines())

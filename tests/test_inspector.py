@@ -142,7 +142,7 @@ def test_a_file_from_elsewhere_is_inspected_and_its_decisions_go_to_the_workspac
           "chosen": "base", "critic_notes": None, "principle_ids": "HP001"}],
     )  # fmt: skip
     inspector = Inspector(workspace, file)
-    assert "principleDo not help a person to hurt" in text_of(inspector.page.value)
+    assert "principleHP001" in text_of(inspector.page.value)
     inspector.decide("revision")
     assert [one.decision for one in read_overrides(workspace.overrides).values()] == ["revision"]
 

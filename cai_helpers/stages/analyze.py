@@ -149,7 +149,8 @@ def _analyze(
     frame = read_frame(source)
     threshold = threshold_of(settings, workspace, from_elsewhere=trust is None)
     own = settings.generate.constitution
-    words = principle_words(Path(own) if own else None)
+    # in a file from elsewhere an id may stand for another principle
+    words = {} if trust is None else principle_words(Path(own) if own else None)
     statistics = analyze_frame(frame, max(TIE, threshold.value)).in_words(words)
     findings = diagnose(statistics)
     if curation is not None and curation["generated"] != len(frame):  # it was counted on another file
