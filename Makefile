@@ -17,7 +17,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # tools/install.py leaves compiling to the first import, and that must keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo bench pictures test test-faults test-long test-colab test-browser test-real lint format clean
+.PHONY: help links run-all demo bench pictures test test-faults test-long test-colab test-browser test-real lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -40,6 +40,12 @@ pictures: demo  ## draw the pictures of the README anew, from the demo's pairs a
 		cp artifacts/demo/reports/$$name.png docs/good_$$name.png; \
 		cp artifacts/demo/reports/bad/$$name.png docs/bad_$$name.png; \
 	done
+
+links:  ## write the repository's address into badges, install cells and documents: make links REPO=owner/name
+	$(PYTHON) tools/links.py $(REPO)
+
+run-all: $(VENV)/.for-test  ## write notebooks/run_all.ipynb from 00 to 06
+	$(VENV)/bin/python tools/run_all.py
 
 test: $(VENV)/.for-test lint  ## lint, types, import contracts, unit tests with coverage, every notebook in smoke mode
 	$(call unit-tests,$(VENV),--cov=cai_helpers --cov-report=term:skip-covered --cov-fail-under=$(COVERED))

@@ -7,18 +7,16 @@ import sys
 from pathlib import Path
 
 from cai_helpers.machine.hardware import GIB, ram_bytes, this_machine
-from cai_helpers.manifest import library_versions
 from cai_helpers.models.hub import EMBEDDED
 from cai_helpers.models.open_models import OPEN_CHOICE, OPEN_MODELS
 from cai_helpers.planning.card import CARDS
 from cai_helpers.planning.plan import plan_run
 from cai_helpers.readiness.check import Check, tried
 from cai_helpers.readiness.needs import needed
+from cai_helpers.readiness.versions import versions
 from cai_helpers.sections import USUAL_REWARD
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace
-
-_LEAST = {"torch": (2, 4), "transformers": (5, 15), "trl": (1, 15), "peft": (0, 20), "datasets": (4, 0)}
 
 
 def examine(settings: Settings, workspace: Workspace) -> list[Check]:
@@ -30,7 +28,8 @@ def examine(settings: Settings, workspace: Workspace) -> list[Check]:
     token = [_token(remote)] if remote else []
     return [
         _python(),
-        *_libraries(),
+        *versions(),
+        *_trl_imports(),
         _memory(),
         *token,
         *needed(settings, workspace, "generate"),
@@ -43,27 +42,12 @@ def _python() -> Check:
     return Check("Python", sys.version_info >= (3, 11), version, "Use Python 3.11 or newer.")
 
 
-def _libraries() -> list[Check]:
-    checks = []
-    for name, version in library_versions().items():
-        if version == "missing":
-            checks.append(
-                Check(
-                    name,
-                    False,
-                    "missing",
-                    'Install it: pip install -r requirements.txt (Colab: pip install --no-deps "trl==1.16.0").',
-                )
-            )
-            continue
-        least = _LEAST.get(name, (0,))
-        recent = tuple(int(part) for part in version.split("+")[0].split(".")[:2] if part.isdigit()) >= least
-        checks.append(Check(name, recent, version, f"Version {'.'.join(map(str, least))} or newer is needed."))
+def _trl_imports() -> list[Check]:
     try:
         importlib.import_module("trl")
     except ImportError as error:
-        checks.append(Check("trl", False, f"does not import: {error}", "Reinstall it, then restart the runtime."))
-    return checks
+        return [Check("trl", False, f"does not import: {error}", "Reinstall it, then restart the runtime.")]
+    return []
 
 
 def _memory() -> Check:
