@@ -160,11 +160,15 @@ def principles(
 
 
 @_command
-def preflight(settings: "Settings", workspace: "Workspace") -> "StageReport":
-    """Try the whole path on a little, in minutes: memory, speed, and how long the run will take. Leaves nothing behind."""
+def preflight(
+    settings: "Settings",
+    workspace: "Workspace",
+    fresh: Annotated[bool, typer.Option("--fresh", help="Try it again although nothing has changed.")] = False,
+) -> "StageReport":
+    """Try the whole path on a little, in minutes: memory, speed, and how long the run will take. No result is touched."""
     from cai_helpers.stages.preflight import check_path
 
-    return check_path(settings, workspace)
+    return check_path(settings, workspace, fresh)
 
 
 @_shared_command

@@ -354,7 +354,7 @@ def test_a_preflight_goes_the_whole_path_and_leaves_nothing_in_the_results(tmp_p
     changes = ["threads=1", "generate.batch_size=4", "train.batch_size=2", "train.max_length=128", "prompts.limit=12"]
     workspace = Workspace(tmp_path)
     report = check_path(load_settings("smoke", changes), workspace)
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["run.log"]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"run.log", "preflight.json"}
     [dpo] = report.training
     assert (report.generated, report.prompts, dpo.phase, dpo.rows_per_step) == (4, 12, "dpo", 2)
     assert 120 < dpo.tokens <= 128
@@ -365,3 +365,5 @@ def test_a_preflight_goes_the_whole_path_and_leaves_nothing_in_the_results(tmp_p
     assert "checks before the first update hold" in capsys.readouterr().out
     tight = report.model_copy(update={"peaks": {"training": 14.2}, "usable": 14.5})
     assert tight.verdict().startswith("TIGHT: 14.2 of 14.5 GiB")
+    assert check_path(load_settings("smoke", changes), workspace) == report  # nothing is tried a second time
+    assert "preflight: complete since" in capsys.readouterr().out

@@ -60,11 +60,11 @@ def _is_remote_model(name: str) -> bool:
 
 def closed(name: str, kind: str) -> str | None:
     """Why it may not be read with the token there is: gated, or private; None: it may, or the Hub does not answer."""
-    from huggingface_hub import auth_check
+    from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        auth_check(name, repo_type=kind)
+        HfApi().auth_check(name, repo_type=kind)
     except GatedRepoError:  # a subclass of the next one
         return "gated: its licence has to be accepted, by an account"
     except RepositoryNotFoundError:

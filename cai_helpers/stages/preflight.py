@@ -1,6 +1,7 @@
 """Will the long run go through, and how long will it take? The whole path on a little, in minutes, before hours are spent.
 
-Nothing is written into the results of a stage: everything happens in a folder of its own, which is removed.
+Nothing is written into the results of a stage: everything happens in a folder of its own, which is removed. What was found is
+kept, so that opening a notebook again does not try it all again.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from cai_helpers.critique.critic import load_critic, make_traces
 from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.prompt_sets import answers_wanted
 from cai_helpers.machine.hardware import GIB, TIGHT, Machine, this_machine, usable_memory, use_threads
+from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.models.batches import release_memory
+from cai_helpers.models.hub import identity
 from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.readiness.needs import require_ready
 from cai_helpers.schema import Prompt, StageReport, Trace
-from cai_helpers.scoring.judge import ResponsePair, load_scorer, question_key, questions_of
+from cai_helpers.scoring.judge import ResponsePair, load_scorer, question_key, questions_of, scorer_identity
 from cai_helpers.scoring.questions import Question
 from cai_helpers.scoring.samples import asked_about
 from cai_helpers.settings import Settings
@@ -88,21 +91,25 @@ class _Generated(NamedTuple):
 
 
 @holds_workspace
-def check_path(settings: Settings, workspace: Workspace) -> PreflightReport:
+def check_path(settings: Settings, workspace: Workspace, fresh: bool = False) -> PreflightReport:
     """Generate and score one batch, train two steps by train.method on the longest rows, and project the configured run from them.
 
     The batch is the one that needs most memory, the longest prompts. The rows are the longest of dpo_dataset/, where
     they exist, else made up, at train.max_length tokens a side. The path includes the flight checks, a checkpoint and
-    its seal.
+    its seal. What it found is remembered: a second call on the same kind of machine, with the same settings, tries nothing
+    unless `fresh` is set.
 
     Raises:
         CaiError: something on the way fails; the message is that of the stage where it would have failed.
     """
+    machine = this_machine()
+    fingerprint = _tried(settings, machine)
+    if not fresh and (earlier := workspace.finished("preflight", fingerprint, PreflightReport)) is not None:
+        return earlier
     require_ready(settings, workspace, "generate")
     use_threads(settings.threads)
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     began = time.monotonic()
-    machine = this_machine()
     peaks: dict[str, float] = {}
 
     def say(message: str) -> None:
@@ -116,7 +123,25 @@ def check_path(settings: Settings, workspace: Workspace) -> PreflightReport:
             texts, scoring = _score(settings, made.traces, say)
         with _peak(peaks, "training"):
             rehearsal = rehearse(settings, workspace, scratch, machine, made.prompts, say)
-    return _report(settings, made, texts, scoring, rehearsal, peaks, machine, time.monotonic() - began)
+    report = _report(settings, made, texts, scoring, rehearsal, peaks, machine, time.monotonic() - began)
+    workspace.seal("preflight", fingerprint, [], report)
+    return report
+
+
+def _tried(settings: Settings, machine: Machine) -> Fingerprint:
+    """What the trial depends on: the models, what is made of them, and the card."""
+    models = settings.models
+    sections = {
+        name: getattr(settings, name) for name in ("prompts", "generate", "endpoint", "score", "train", "evaluate")
+    }
+    return {
+        "machine": f"{machine.gpus} x {machine.name}, {machine.memory / GIB:.0f} GiB",
+        "models.base": identity(models.base),
+        "models.adapter": identity(models.adapter),
+        "models.dtype": models.dtype,
+        "models.reward": scorer_identity(settings),
+        **{entry: value for name, values in sections.items() for entry, value in section(name, values).items()},
+    }
 
 
 def _generate(settings: Settings, workspace: Workspace, scratch: Workspace, say: Callable[[str], None]) -> _Generated:
