@@ -42,9 +42,16 @@ def lines_of(told: CaiError) -> list[str]:
 
 def told_in_notebook(error: BaseException, trace: TracebackType | None) -> CaiError | None:
     """The error to show; None: it came from the reader's own code, or is a fault of this package."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(trace)]
+    frames = [frame for frame, _ in traceback.walk_tb(trace)]
+    modules = [frame.f_globals.get("__name__", "") for frame in frames]
     if isinstance(error, KeyboardInterrupt):
-        return _interrupted(modules)
+        # the body of a module that is no cell's; Python leaves its own frames of an import out
+        return _interrupted(
+            any(
+                one.f_code.co_name == "<module>" and name != "__main__"
+                for one, name in zip(frames, modules, strict=True)
+            )
+        )
     if isinstance(error, CaiError):
         return error
     if isinstance(error, NameError) and error.name in _NAMES and not _in_package(modules):
@@ -59,8 +66,8 @@ def _in_package(modules: list[str]) -> bool:
     return any(name.partition(".")[0] == _PACKAGE for name in modules)
 
 
-def _interrupted(modules: list[str]) -> CaiError:
-    if any(name.startswith("importlib._bootstrap") for name in modules):
+def _interrupted(importing: bool) -> CaiError:
+    if importing:
         return StoppedByHand(
             "Stopped by hand while libraries were loading; Python may have kept halves of them.",
             "Restart the runtime (Runtime → Restart session), then run the notebook from the top. Nothing on disk is lost.",

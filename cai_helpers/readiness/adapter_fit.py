@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.hub import locate
+from cai_helpers.models.hub import EMBEDDED, locate
 from cai_helpers.models.language import without_weights
 from cai_helpers.store import read_json
 
@@ -53,7 +53,7 @@ def adapter_fit(base: str, adapter: str, folder: Path) -> str:
         raise CaiError(
             f"{adapter} is a {config.get('peft_type')} adapter; Stage 3 goes on with a LoRA.", "Name a LoRA adapter."
         )
-    note = _other_name(config, base)
+    note = _other_name(config, base, adapter)
     if not (folder / WEIGHTS_FILE).is_file():
         if not (folder / "adapter_model.bin").is_file():
             raise CaiError(f"{adapter} has no {WEIGHTS_FILE}.", _COPY_AGAIN)
@@ -64,11 +64,32 @@ def adapter_fit(base: str, adapter: str, folder: Path) -> str:
     return f"{adapter}, rank {config['r']}, {len(matrices)} matrices that fit {base}, all finite{note}"
 
 
-def _other_name(config: dict[str, Any], base: str) -> str:
+def _other_name(config: dict[str, Any], base: str, adapter: str) -> str:
+    """A warning where the adapter names its base by another path or owner.
+
+    Raises:
+        CaiError: it names another model of the Hub. Of the same shape it would load without a word, and be wrong.
+    """
     named = config.get("base_model_name_or_path")
     if not named or named == base or Path(locate(named)).absolute() == Path(locate(base)).absolute():
         return ""
+    if _is_hub_name(named) and _is_hub_name(base) and _model(named) != _model(base):
+        raise CaiError(
+            f"The adapter {adapter} was trained on {named}, and the base model is {base}.",
+            f"Set models.base to {named} (base_model in the form), or name an adapter of {base}. If both are the same model "
+            f"under two names, write {base} as base_model_name_or_path into its {CONFIG_FILE}.",
+        )
     return f"; WARNING: it names {named} as its base, and models.base is {base}"
+
+
+def _is_hub_name(name: str) -> bool:
+    is_name = name.count("/") == 1 and not name.startswith((EMBEDDED, ".", "/", "~"))
+    return is_name and not Path(name).exists()
+
+
+def _model(name: str) -> str:
+    """The name without its owner and what tells a quantised copy of the same weights."""
+    return re.sub(r"(-unsloth)?(-bnb-4bit|-4bit|-gptq|-awq)$", "", name.split("/")[1].lower())
 
 
 def _read_matrices(file: Path, adapter: str) -> list[_Matrix]:

@@ -37,10 +37,21 @@ def _tried(base: str, adapter: str | None) -> list[Check]:
     if adapter is None:
         return checks
     there = access("adapter", adapter, CONFIG_FILE)
+    if there.ok and checks[0].ok and local_folder(adapter, CONFIG_FILE) is None:
+        there = tried("adapter", lambda: _fetched(adapter))  # it is small: compared before anything long
     folder = local_folder(adapter, CONFIG_FILE)
     if not (there.ok and checks[0].ok) or folder is None:  # what is still to be fetched is compared afterwards
         return [*checks, there]
     return [*checks, tried("adapter", lambda: adapter_fit(base, adapter, folder))]
+
+
+def _fetched(adapter: str) -> str:
+    from huggingface_hub import snapshot_download
+
+    from_hub(lambda: snapshot_download(adapter, allow_patterns=["adapter_*"]), adapter)
+    if local_folder(adapter, CONFIG_FILE) is None:
+        raise CaiError(f"{adapter} on the Hub has no {CONFIG_FILE}: it is no adapter.", "Name your Stage-2 LoRA.")
+    return f"{adapter}, fetched"
 
 
 def access(role: str, name: str, file: str) -> Check:
@@ -53,7 +64,7 @@ def access(role: str, name: str, file: str) -> Check:
         return Check(
             role, False, f"{name} is missing.", "The package was installed without its models: install it again."
         )
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if name.startswith((".", "/", "~", "drive/", "MyDrive/", "My Drive/")) or name.count("/") != 1:
         return Check(
             role,
             False,
