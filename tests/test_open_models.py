@@ -43,7 +43,8 @@ def test_what_the_hub_refuses_for_its_licence_names_models_without_one():
 
 def tokens(base: str, workspace, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
-    monkeypatch.setattr(huggingface_hub, "auth_check", lambda name: None)
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(huggingface_hub, "auth_check", lambda name: gated() if name == "google/gemma-2b-it" else None)
     checks = examine(load_settings("t4", [f"models.base={base}"]), workspace)
     return next(check for check in checks if check.name == "Hub token")
 

@@ -17,7 +17,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine
 from cai_helpers.models.hub import locate
 from cai_helpers.prompts.split import write_prompts
-from cai_helpers.readiness import needs
+from cai_helpers.readiness import adapter_fit, needs
 from cai_helpers.readiness.check import Check, require
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.evaluate import evaluate_models
@@ -252,7 +252,39 @@ def test_an_adapter_that_names_another_base_of_the_same_shape_is_a_warning(smoke
     assert "WARNING: it names me/elsewhere as its base, and models.base is embedded:chat" in adapter.found
 
 
-def test_an_adapter_of_the_hub_is_held_against_the_base_once_it_is_fetched(smoke, workspace, tmp_path, monkeypatch):
+def test_an_adapter_that_names_another_model_of_the_hub_is_refused(tmp_path):
+    stage2 = copied("embedded:stage2", tmp_path)
+    config = json.loads((stage2 / "adapter_config.json").read_text())
+
+    def named(base: str) -> str:
+        write_json(stage2 / "adapter_config.json", config | {"base_model_name_or_path": base})
+        return adapter_fit._other_name(
+            json.loads((stage2 / "adapter_config.json").read_text()), "google/gemma-2b-it", "mine"
+        )
+
+    with pytest.raises(CaiError, match="mine was trained on google/gemma-2b, and the base model is google/gemma-2b-it"):
+        named("google/gemma-2b")
+    assert named("google/gemma-2b-it") == ""
+    assert "WARNING: it names unsloth/gemma-2b-it-bnb-4bit" in named("unsloth/gemma-2b-it-bnb-4bit")
+    assert "WARNING: it names /content/gemma" in named("/content/gemma")
+
+
+def test_a_folder_without_an_adapter_config_is_no_adapter(smoke, workspace, tmp_path):
+    settings = smoke.model_copy(update={"models": smoke.models.model_copy(update={"adapter": str(tmp_path)})})
+    [adapter] = [check for check in needs.needed(settings, workspace, "train") if check.name == "adapter"]
+    assert (adapter.ok, adapter.found) == (False, f"The folder {tmp_path} has no adapter_config.json.")
+
+
+def test_a_folder_of_drive_is_never_asked_of_the_hub(smoke, workspace, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.auth_check", lambda name: pytest.fail(f"the Hub was asked for {name}"))
+    settings = smoke.model_copy(update={"models": smoke.models.model_copy(update={"adapter": "MyDrive/stage2"})})
+    [adapter] = [check for check in needs.needed(settings, workspace, "train") if check.name == "adapter"]
+    assert (adapter.ok, adapter.found) == (False, "There is no folder MyDrive/stage2.")
+
+
+def test_an_adapter_of_the_hub_is_fetched_and_held_against_the_base_before_anything_long(
+    smoke, workspace, tmp_path, monkeypatch
+):
     monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
     monkeypatch.setattr("huggingface_hub.auth_check", lambda name: None)
     settings = smoke.model_copy(update={"models": smoke.models.model_copy(update={"adapter": "me/stage2"})})
@@ -260,11 +292,12 @@ def test_an_adapter_of_the_hub_is_held_against_the_base_once_it_is_fetched(smoke
     def adapter_line() -> str:
         return next(check.found for check in needs.needed(settings, workspace, "train") if check.name == "adapter")
 
-    assert adapter_line() == "me/stage2, accessible on the Hub"
-    fetched = copied("embedded:stage2", tmp_path)
+    here = copied("embedded:stage2", tmp_path)
+    fetched: list[str] = []
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: fetched.append(name))
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",
-        lambda name, file: str(fetched / file) if name == "me/stage2" else None,
+        lambda name, file: str(here / file) if name in fetched else None,
     )
     assert adapter_line().startswith("me/stage2, rank 8, 56 matrices that fit embedded:chat, all finite")
 

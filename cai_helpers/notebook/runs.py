@@ -19,6 +19,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.models.hub import identity
 from cai_helpers.notebook import bars, places, signing, telling
 from cai_helpers.notebook.form import Form, changed_fields, form_of, overrides, settings_of, unused_line
+from cai_helpers.readiness.standing import here
 from cai_helpers.settings import Settings, change_settings, load_settings
 from cai_helpers.stages import train
 from cai_helpers.store import read_json, write_json
@@ -55,7 +56,7 @@ def open_run(
         start_over(workspace, with_settings=True)
     session = _found(name, workspace, asked) if workspace.settings_file.exists() else _begun(name, workspace, asked)
     write_json(workspace.form, asked.model_dump(mode="json"))
-    _say(unused_line(asked), kept)
+    _say(unused_line(asked), kept, f"You are here: {here(workspace)}.")
     signing.sign_in_where_needed(session.settings)
     return session
 
@@ -77,7 +78,7 @@ def resume(name: str, keep: str = "drive") -> Session:
         )
     ground.open_root(workspace.root)  # from here on it is not made again if its disk is lost
     settings = load_settings(str(workspace.settings_file))
-    _say(f"Run {name}: {_summary(settings)}, in {workspace.root}.", kept)
+    _say(f"Run {name}: {_summary(settings)}, in {workspace.root}.", kept, f"You are here: {here(workspace)}.")
     signing.sign_in_where_needed(settings)
     return Session(settings, workspace)
 
