@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cai_helpers.errors import CaiError
-from cai_helpers.notebook import colab, places
+from cai_helpers.notebook import colab, places, runs
 from cai_helpers.notebook.words import in_notebook_words
 from cai_helpers.settings import load_settings
 from cai_helpers.workspace import Workspace
@@ -195,6 +195,31 @@ def test_a_run_that_no_form_began_keeps_its_settings(tmp_path, capsys):
 def test_in_colab_a_run_is_local(colab_runtime):
     _, workspace = colab.open_run("first", "smoke", keep="none")
     assert workspace.root == colab_runtime.content / "cai" / "first"
+
+
+def test_on_a_fresh_runtime_the_same_form_brings_everything_back(colab_runtime, capsys):
+    form = {"training_prompts": 40}
+    _, workspace = colab.open_run("first", "smoke", form, keep="drive")
+    colab.change(workspace, "train.beta=0.2")
+    with_pairs(workspace)
+    runs._KEEPERS.pop(workspace.root).close()  # as the end of a process does
+    assert (colab_runtime.cloud / "cai" / "first" / "pairs" / "traces.jsonl").exists()
+    colab_runtime.lose()
+    settings, workspace = colab.open_run("first", "smoke", form, keep="drive")
+    assert (settings.train.beta, settings.prompts.limit) == (0.2, 40)
+    assert workspace.traces.read_text() == "{}\n"
+    assert workspace.root == colab_runtime.content / "cai" / "first"
+    runs._KEEPERS.pop(workspace.root).close()
+    colab_runtime.lose()
+    settings, workspace = colab.resume("first", "drive")
+    assert settings.train.beta == 0.2
+    capsys.readouterr()
+    settings, _ = colab.open_run("first", "t4", form, keep="drive", fresh=True)
+    runs._KEEPERS.pop(workspace.root).close()
+    assert not (colab_runtime.cloud / "cai" / "first" / "pairs").exists()
+    colab_runtime.lose()
+    assert colab.resume("first", "drive").settings == settings == load_settings("t4", ["prompts.limit=40"])
+    runs._KEEPERS.pop(workspace.root).close()
 
 
 def test_what_is_typed_as_a_folder_of_drive_is_never_a_name_on_the_hub(colab_runtime):

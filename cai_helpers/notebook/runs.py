@@ -6,16 +6,17 @@ and what differs now is what the person changed.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from cai_helpers import ground
+from cai_helpers import ground, lock
 from cai_helpers.errors import CaiError
+from cai_helpers.keeping import Keeper
+from cai_helpers.keeping import keep as keep_at
+from cai_helpers.keeping.listing import MARK
 from cai_helpers.models.hub import identity
 from cai_helpers.notebook import bars, places, signing, telling
 from cai_helpers.notebook.form import Form, changed_fields, form_of, overrides, settings_of, unused_line
@@ -26,8 +27,10 @@ from cai_helpers.store import read_json, write_json
 from cai_helpers.workspace import Workspace
 
 _NO_WORK = {"preflight"}  # manifests of what made nothing that other settings could be mixed with
-_STAYS = {"archive", "lock.json"}
-_KEEPERS: dict[Path, Any] = {}  # by the run's folder: what copies it to where it is kept, over the life of the kernel
+_STAYS = {"archive", lock.FILE, MARK}
+_KEEPERS: dict[
+    Path, Keeper
+] = {}  # by the run's folder: what copies it to where it is kept, over the life of the kernel
 
 
 class Session(NamedTuple):
@@ -139,11 +142,8 @@ def _workspace_of(name: str, keep: str) -> tuple[Workspace, str]:
         return workspace, f"Kept on this machine alone{lost}."
     if place.startswith("hub:"):
         signing.sign_in(f"the run is to be kept at {place}")
-    if importlib.util.find_spec("cai_helpers.keeping") is None:
-        return Workspace(place), f"Kept at {place}."
-    keeper = importlib.import_module("cai_helpers.keeping").keep(workspace, place)
-    _KEEPERS[workspace.root] = keeper
-    return workspace, f"Kept at {place}: {keeper.line()}"
+    keeper = _KEEPERS[workspace.root] = keep_at(workspace, place)
+    return workspace, f"Kept at {place}; {keeper.line()}."
 
 
 def _begun(name: str, workspace: Workspace, asked: Form) -> Session:
