@@ -42,7 +42,9 @@ class Running:
         return (self._folder / "code").exists()
 
     def text(self) -> str:
-        return (self._folder / "err").read_text(errors="replace") + (self._folder / "out").read_text(errors="replace")
+        """What it has said so far; nothing before it has begun."""
+        files = (self._folder / "err", self._folder / "out")
+        return "".join(file.read_text(errors="replace") for file in files if file.exists())
 
     def wait(self, seconds: float = 120) -> Ended:
         until = time.monotonic() + seconds

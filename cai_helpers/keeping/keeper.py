@@ -30,6 +30,7 @@ class Keeper:
         self._scanner = Scanner(workspace.root)
         self._listing = Listing(token="", saved="", finished=True, files={})  # what certainly lies there
         self._possible: dict[str, list[Content]] = {}  # what may lie there
+        self._tokens: list[str] = []  # of the list that lies there, and of those that were to replace it since
         self._failure: tuple[str, str] | None = None  # since when, and why
         self._alone, self._ended = threading.RLock(), threading.Event()
         self._owned = contextlib.ExitStack()
@@ -65,8 +66,9 @@ class Keeper:
             if listing.finished and name in here and found == [here[name].content]
         }
         self._listing, self._possible = listing.model_copy(update={"files": sure}), listing.files
+        self._tokens = [listing.token]
         if self._workspace.root.is_dir():
-            self._mark([listing.token], listing)
+            self._mark(self._tokens, listing)
 
     def save(self) -> bool:
         """Copy what changed; whether all of it is there now."""
@@ -132,13 +134,15 @@ class Keeper:
             files |= {name: possible[name] for name in changed.keys() - written if name in possible}
             return Listing(token=token, saved=saved, finished=True, files=dict(sorted(files.items())))
 
-        self._mark([before.token, token], before)
+        self._tokens.append(token)
+        self._mark(self._tokens, before)
         self._possible = both.files  # what is there if the rest fails
         done = place.put(changed, both, after)
         self._possible = done.files
         sure = {name: found for name, found in done.files.items() if len(found) == 1}
         self._listing = done.model_copy(update={"files": sure})
-        self._mark([token], done)
+        self._tokens = [token]
+        self._mark(self._tokens, done)
 
     def _mark(self, tokens: list[str], listing: Listing) -> None:
         assert self._place is not None

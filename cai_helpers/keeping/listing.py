@@ -42,7 +42,7 @@ class Listing(Record):
 
 
 class Mark(Record):
-    """What this machine knows of the place: the list it wrote last, and the one it was about to write when it ended."""
+    """What this machine knows of the place: the list it wrote last, and those it tried to write since."""
 
     where: str
     tokens: list[str]
