@@ -95,3 +95,9 @@ def read_jsonl_of_the_package() -> list[dict]:
     from cai_helpers.models.hub import locate
 
     return list(read_jsonl(Path(locate("embedded:prompts/gold.jsonl"))))
+
+
+def test_calibrating_is_not_begun_on_a_cpu_with_a_preset_for_a_gpu(workspace):
+    settings = load_settings("t4", ["calibrate.gold=embedded:prompts/gold.jsonl"])
+    with pytest.raises(CaiError, match="the preset t4 is sized for one: it would take days here"):
+        calibrate_scorer(settings, workspace)

@@ -111,3 +111,18 @@ principles:
   - {id: ONE, category: good, text: Be kind and refuse what hurts people., indicators: [], example: An example.}
   - {id: TWO, category: good, text: Be brief and always answer the question., indicators: [], example: An example.}
 """
+
+
+def test_a_constitution_that_pairs_were_made_with_is_not_saved_over(workspace):
+    from cai_helpers.notebook.constitution_editor import ConstitutionEditor
+
+    workspace.save_settings(small_settings())
+    editor = ConstitutionEditor(small_settings(), workspace)
+    editor.save()
+    before = workspace.own_constitution.read_bytes()
+    workspace.begin("generate", {"seed": 0})
+    editor.text.value = editor.text.value.replace("HP001", "HP901")
+    editor.save()
+    editor.restore()
+    assert "Not saved: this run has pairs" in editor.said.value
+    assert workspace.own_constitution.read_bytes() == before

@@ -407,3 +407,19 @@ def test_a_folder_in_another_place_is_the_same_and_another_content_is_not():
     assert changed("gemma (0123456789ab), pair input", "gemma (0123456789ab), chat input")
     assert changed("owner/one", "owner/two")
     assert changed("./questions.jsonl", "/data/others.jsonl")
+
+
+@pytest.mark.slow
+def test_the_code_that_notebook_06_shows_runs_where_it_is_shown(small_run, monkeypatch, tmp_path):
+    """Its paths are those of this machine: in the zip they are relative, and a notebook stands elsewhere."""
+    from small_run import small_settings
+
+    from cai_helpers.notebook import take_home
+
+    shown = []
+    monkeypatch.setattr(take_home, "display", lambda page: shown.append(page.data))
+    monkeypatch.chdir(tmp_path)
+    take_home.show_use(small_run.zip, small_settings(), small_run)
+    chat = shown[0].split("```python")[1].split("```")[0]
+    assert str(small_run.adapter) in chat
+    exec(chat, {})

@@ -43,14 +43,28 @@ class ConstitutionEditor:
             return
         finally:
             draft.unlink()
+        if self._is_used():
+            return
         write_atomically(file, self.text.value.encode())
         change(self._workspace, as_override("generate.constitution", file))
         self._say(f"Saved: {len(principles)} principles. The next cell tries them.")
 
     def restore(self) -> None:
+        if self._is_used():
+            return
         self.text.value = _shipped()
         change(self._workspace, "generate.constitution=null")
         self._say("The shipped constitution is used.")
+
+    def _is_used(self) -> bool:
+        """Whether pairs were made with the constitution as it is: another text would mix two runs."""
+        if self._workspace.begun("generate") is None:
+            return False
+        self._say(
+            "Not saved: this run has pairs that were made with the constitution as it is. Type another run_name in the form, or "
+            "start over with colab.start_over(workspace), then save it there."
+        )
+        return True
 
     def _say(self, message: str) -> None:
         self.said.value = Html("<b>{}</b>").format(message)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
 
 from IPython.display import HTML, Markdown, display
 
-from cai_helpers.artifacts.packing import NAME
-from cai_helpers.artifacts.record import verdict_of
+from cai_helpers.artifacts.packing import BASE, NAME
+from cai_helpers.artifacts.record import ADAPTER, verdict_of
 from cai_helpers.errors import CaiError
+from cai_helpers.models.hub import locate
 from cai_helpers.notebook import colab, widgets
 from cai_helpers.notebook.markup import Html
 from cai_helpers.notebook.words import in_notebook_words
 from cai_helpers.pages.template import whole_values
+from cai_helpers.settings import Settings
 from cai_helpers.stages.export import ExportReport
 from cai_helpers.stages.push import PushReport, push_archive
 from cai_helpers.workspace import Workspace
@@ -48,6 +51,20 @@ def show_text(archive: Path, name: str) -> None:
     """A Markdown page of the zip."""
     with zipfile.ZipFile(archive) as zipped:
         display(Markdown(zipped.read(f"{NAME}/{name}").decode()))
+
+
+def show_use(archive: Path, settings: Settings, workspace: Workspace) -> None:
+    """USE.md of the zip with the paths of this machine, so that its code runs in the next cell as it stands."""
+    with zipfile.ZipFile(archive) as zipped:
+        text = zipped.read(f"{NAME}/USE.md").decode()
+    here = {ADAPTER: workspace.adapter.absolute(), BASE: locate(settings.models.base)}
+    for name, path in here.items():
+        text = text.replace(json.dumps(name), json.dumps(str(path)))
+    display(
+        Markdown(
+            text.replace("Run the code in the folder in which this file lies.", "The paths are those of this machine.")
+        )
+    )
 
 
 def copy_to_drive(archive: Path, folder: str = "constitutional_ai") -> Path | None:

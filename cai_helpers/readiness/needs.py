@@ -25,6 +25,7 @@ _PARTS: tuple[Part, ...] = (
 _NEEDED: dict[str, tuple[Part, ...]] = {
     "generate": _PARTS,
     "bakeoff": _PARTS,
+    "calibrate": (gpu,),
     "score": (gpu, disk, scorer),
     "train": (gpu, disk, policy),
     "evaluate": (gpu, disk, evaluation_files, policy, scorer),

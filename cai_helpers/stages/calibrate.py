@@ -10,6 +10,7 @@ from cai_helpers.calibration.gold import Gold, gold_source, read_gold
 from cai_helpers.calibration.trial import CalibrateReport, keep_trial, trial_basis, try_scorer
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.pages.calibration_picture import save_calibration_plot
+from cai_helpers.readiness.needs import require_ready
 from cai_helpers.readiness.scorer import scorer_has_worked
 from cai_helpers.scoring.judge import scored_by, scorer_identity
 from cai_helpers.settings import Settings
@@ -43,6 +44,7 @@ def _try_labeller(settings: Settings, workspace: Workspace, source: str, pairs: 
     fingerprint = trial_basis(settings, source)
     if (report := workspace.finished("calibrate", fingerprint, CalibrateReport)) is not None:
         return report
+    require_ready(settings, workspace, "calibrate")
     report = try_scorer(settings, workspace, source, pairs())
     if report.scored_now:
         scorer_has_worked(settings)
