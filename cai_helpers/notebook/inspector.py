@@ -45,9 +45,8 @@ class Inspector:
         self.decisions = read_overrides(workspace.overrides)
         self.selected = list(range(len(self.rows)))  # places in rows, in the order of the screen
         self.position = 0  # in selected
-        self._principles, problem = (
-            _principles(workspace) if file is None else ({}, "")
-        )  # elsewhere ids may stand for others
+        # in a file from elsewhere an id may stand for another principle
+        self._principles, problem = _principles(workspace) if file is None else ({}, "")
         self._critic_log = CriticLog(workspace.traces)
         self._make_widgets((file or workspace.pairs).name)
         self._show_row()
