@@ -30,7 +30,8 @@ LINE_COLOUR = {"training": BLUE, "held out": ORANGE, "chosen": BLUE, "rejected":
 def training(rows: Sequence[dict[str, Any]]) -> Figure:
     """Curves of logs/history.jsonl. Watch the log-probabilities: chosen answers that fall far are being forgotten."""
     shown = view_of(rows).panels
-    columns, lines = 3, math.ceil(len(shown) / 3)
+    columns = 2 if len(shown) == 4 else 3
+    lines = math.ceil(len(shown) / columns)
     figure, frames = canvas.canvas(columns=columns, rows=lines, width=11, height=3.1 * lines)
     for axes, panel in zip(frames, shown, strict=True):
         for key, label in panel.lines.items():
