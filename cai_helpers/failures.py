@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from typing import NamedTuple
 
 from cai_helpers.errors import CaiError, StoppedByHand
@@ -56,6 +57,8 @@ def told(error: BaseException) -> CaiError | None:
         return StoppedByHand("Stopped by hand.", "What is on disk stays: run the same again to go on.")
     if isinstance(error, OSError) and error.errno is not None:
         return _of_system(error)
+    if (number := number_of_system(error)) is not None:
+        return _of_system(OSError(number, os.strerror(number)))
     if isinstance(error, MemoryError):
         return CaiError(
             "This machine's memory is full.",
@@ -73,6 +76,12 @@ def told(error: BaseException) -> CaiError | None:
             "Install the versions of requirements.txt; in Colab run the notebook's first cell, then restart the runtime.",
         )
     return None
+
+
+def number_of_system(error: BaseException) -> int | None:
+    """errno of what safetensors says in words of its own: "I/O error: No space left on device (os error 28)"."""
+    found = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(found[1]) if found else None
 
 
 def unexpected(error: BaseException) -> CaiError:

@@ -79,7 +79,7 @@ class RunPaths:
 
     def reports_of(self, file: Path) -> Path:
         """Where the page and the pictures of a pairs file from elsewhere go."""
-        return self.reports / file.name.split(".")[0]
+        return self.reports / (file.name.lstrip(".").split(".")[0] or "pairs")  # never reports/ itself: ".mine.jsonl"
 
     def calibration_of(self, scorer: str) -> Path:
         """What gold pairs say of a scorer beside the one that labels; `scorer`: its identity."""

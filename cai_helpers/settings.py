@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PrivateAttr, ValidationError
 
 from cai_helpers.errors import CaiError
 from cai_helpers.sections import (
@@ -28,6 +28,7 @@ from cai_helpers.sections import (
 from cai_helpers.yaml_file import parse_yaml
 
 PRESETS = ("smoke", "t4", "a100")
+OUTWARD = ("train.copy_to", "train.report_to")  # what a run sends or writes to another place than its workspace
 REWARD_VARIABLE = "STAGE3_RM_MODEL"  # environment variable: the reward model, where the settings name none
 
 # What was called something else: read from files as it was, and named to who writes it.
@@ -61,6 +62,19 @@ class Settings(Section):
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
 
+    _by_file_alone: frozenset[str] = PrivateAttr(frozenset())
+
+    @property
+    def by_file_alone(self) -> frozenset[str]:
+        """Settings that send or write something elsewhere and that nobody but a file named. Neither written nor read."""
+        return self._by_file_alone
+
+    def of_file(self, names: frozenset[str]) -> Settings:
+        """The same settings, of which a file alone named these."""
+        found = self.model_copy()
+        found._by_file_alone = names
+        return found
+
 
 def load_settings(preset: str = "t4", overrides: list[str] | None = None, **changes: Any) -> Settings:
     """Settings of a preset, changed by `"train.beta=0.2"` strings and by keywords such as `seed=1`.
@@ -78,6 +92,8 @@ def load_settings(preset: str = "t4", overrides: list[str] | None = None, **chan
         _apply(values, override)
     _name_reward_by_environment(values)
     settings = _validated({"preset": preset, **values})
+    if preset not in PRESETS and "train" not in changes:
+        settings = settings.of_file(_outward(settings) - _named(overrides))
     return _named_by_person(settings) if "endpoint" in changes or _names_endpoint(overrides) else settings
 
 
@@ -99,7 +115,7 @@ def change_settings(settings: Settings, overrides: list[str]) -> Settings:
     values = settings.model_dump(mode="json")
     for override in overrides:
         _apply(values, override)
-    changed = _validated(values)
+    changed = _validated(values).of_file(settings.by_file_alone - _named(overrides))
     kept = settings.endpoint.named_by_person and changed.endpoint.base_url == settings.endpoint.base_url
     return _named_by_person(changed) if kept or _names_endpoint(overrides) else changed
 
@@ -111,6 +127,19 @@ def as_override(name: str, value: str | Path) -> str:
 
 def _names_endpoint(overrides: list[str] | None) -> bool:
     return any(text.partition("=")[0].strip() in ("endpoint", "endpoint.base_url") for text in overrides or [])
+
+
+def _outward(settings: Settings) -> frozenset[str]:
+    """Those of OUTWARD that are set."""
+    train = settings.train
+    return frozenset(
+        name for name, used in zip(OUTWARD, (train.copy_to, train.report_to != "none"), strict=True) if used
+    )
+
+
+def _named(overrides: list[str] | None) -> frozenset[str]:
+    names = {text.partition("=")[0].strip() for text in overrides or []}
+    return frozenset(OUTWARD) if "train" in names else frozenset(OUTWARD) & names
 
 
 def _named_by_person(settings: Settings) -> Settings:

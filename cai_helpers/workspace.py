@@ -36,6 +36,8 @@ from cai_helpers.schema import StageReport
 from cai_helpers.store import read_json, write_json
 from cai_helpers.terminal import visible
 
+_METRICS_REMEDY = "Delete that file: each stage that runs again writes its figures anew; the manifests hold them all."
+
 ReportType = TypeVar("ReportType", bound=StageReport)
 
 
@@ -160,6 +162,7 @@ class Workspace(RunPaths):
         except ValidationError:
             self.say(stage, f"runs again: {version_line(manifest.versions)}")
             return None
+        self._mend_metrics(stage, manifest)
         self.say(stage, f"complete since {manifest.finished}, nothing to do")
         return earlier
 
@@ -183,18 +186,26 @@ class Workspace(RunPaths):
         """Put the stage's report into metrics.json, beside those of the other stages."""
         if not is_main_process():
             return
-        remedy = "Delete that file: each stage that runs again writes its figures anew; the manifests hold them all."
-        metrics = read_json(self.metrics, remedy) if self.metrics.exists() else {}
+        metrics = read_json(self.metrics, _METRICS_REMEDY) if self.metrics.exists() else {}
         write_json(self.metrics, {**metrics, stage: report.model_dump(mode="json")})
 
-    def begin(self, stage: str, fingerprint: Fingerprint) -> None:
+    def _mend_metrics(self, stage: str, manifest: Manifest) -> None:
+        """metrics.json repeats what the manifests hold; where it says something else, they count."""
+        metrics = read_json(self.metrics, _METRICS_REMEDY) if self.metrics.exists() else {}
+        if metrics.get(stage, manifest.report) != manifest.report and is_main_process():
+            write_json(self.metrics, {**metrics, stage: manifest.report})
+            self.say(stage, f"WARNING: {self.metrics} held other figures than this stage wrote; they are put right")
+
+    def begin(self, stage: str, fingerprint: Fingerprint, made: bool = True) -> None:
         """Note what a resumable stage is made with; refuse to go on with something else.
+
+        made: False where there is nothing yet that could be gone on with: then it may be anything.
 
         Raises:
             SettingsChanged: the stage was begun with other settings; the message is their difference.
         """
         before = self.begun(stage)
-        if before is None:
+        if before is None or not made:
             if is_main_process():
                 write_json(self.begun_of(stage), plain(fingerprint))
             return

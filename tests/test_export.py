@@ -237,11 +237,38 @@ def test_an_access_token_is_never_exported(smoke, finished, monkeypatch):
     (finished.reports / "note.html").write_text("x" * (1024**2 - 10) + " hf_" + "a" * 34)  # across two chunks
     with pytest.raises(CaiError, match="reports/note.html holds an access token"):
         export_artifacts(smoke, finished)
-    (finished.reports / "note.html").write_text("my-own-odd-token")
-    monkeypatch.setenv("HF_TOKEN", "my-own-odd-token")
-    with pytest.raises(CaiError, match="reports/note.html holds an access token"):
+    assert not (finished.export_dir / "stage3_constitutional.zip").exists()
+
+
+@pytest.mark.parametrize("variable", ["HF_TOKEN", "OPENAI_API_KEY", "WANDB_API_KEY", "my_database_password"])
+def test_what_the_environment_calls_a_secret_is_never_exported(variable, smoke, finished, monkeypatch):
+    monkeypatch.setenv(variable, "my-own-odd-secret")
+    (finished.logs / "history.jsonl").parent.mkdir(exist_ok=True)
+    (finished.logs / "history.jsonl").write_text('{"note": "my-own-odd-secret"}\n')
+    with pytest.raises(CaiError, match=rf"logs/history.jsonl holds what your environment variable {variable} holds"):
         export_artifacts(smoke, finished)
     assert not (finished.export_dir / "stage3_constitutional.zip").exists()
+
+
+def test_who_signs_in_at_an_address_of_the_settings_stays_here(finished):
+    """In the settings, and in whatever repeats them."""
+    address = "https://somebody:geheim@example.org/prompts.jsonl"
+    asked = load_settings("smoke", [f"prompts.source={address}"])
+    (finished.pairs_dir / "prompt_summary.json").write_text(json.dumps({"source": address}))
+    contents = members(export_artifacts(asked, finished))
+    assert [name for name, content in contents.items() if b"geheim" in content or b"somebody" in content] == []
+    assert json.loads(contents["settings.json"])["prompts"]["source"] == "https://***@example.org/prompts.jsonl"
+
+
+def test_names_in_the_settings_stay_text_in_the_cards(finished):
+    hostile = "<img src=x onerror=alert(1)>|[x](javascript:alert(1))`"
+    named = load_settings("smoke", [f"models.reward={json.dumps(hostile)}", f"prompts.source={json.dumps(hostile)}"])
+    contents = members(export_artifacts(named, finished))
+    for card in ("README.md", "DATASET.md"):
+        body = contents[card].decode().split("---", 2)[2]
+        assert "&lt;img src=x" in body
+        assert "<img" not in body
+        assert "[x](java" not in body.replace("\\[", "")
 
 
 def test_an_access_token_among_the_settings_is_not_exported_either(finished):

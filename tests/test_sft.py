@@ -57,7 +57,7 @@ def test_a_supervised_run_learns_reports_and_leaves_an_adapter_for_the_original_
     assert (workspace.reports / "training.png").stat().st_size > 10_000
     assert json.loads(workspace.metrics.read_text())["train"]["best_step"] == report.best_step
     rows = list(read_jsonl(workspace.history))
-    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 6, 8, 9, 10, 12]
     assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6, 9, 12]
     measured = {"loss", "token_accuracy", "lr", "grad_norm", "tokens", "tokens_per_s", "memory_gib"}
     assert set(rows[0]) == {"step", "epoch", "seconds"} | measured
@@ -183,7 +183,7 @@ def test_dpo_after_it_starts_from_it_and_has_it_as_its_reference(tiny, tmp_path,
     assert report.reference.startswith("a frozen copy of the supervised result: its 28 tensors equal the file")
     assert ("Stage 2 merged in" in report.reference) == fresh_adapter
     assert report.margin_last > 0.05
-    assert len(list(read_jsonl(workspace.logs / "history_sft.jsonl"))) == 11
+    assert len(list(read_jsonl(workspace.logs / "history_sft.jsonl"))) == 13
 
     # what the reference's log-probabilities were taken from: the supervised model, not Stage 2
     stored = json.loads((workspace.checkpoints / "reference" / "train.json").read_text())["ref_chosen_logps"]

@@ -60,7 +60,7 @@ def test_a_run_learns_and_reports_what_it_did(trained):
 def test_history_has_a_row_for_each_logging_step_and_each_evaluation(trained):
     workspace, _ = trained
     rows = list(read_jsonl(workspace.history))
-    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 4, 6, 8, 10, 12]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4, 6, 8, 9, 10, 12]  # each second, each third
     assert [row["step"] for row in rows if "eval_loss" in row] == [3, 6, 9, 12]
     assert set(rows[0]) == {
         "step", "epoch", "seconds", "loss", "accuracy", "margin", "rewards_chosen", "rewards_rejected", "logps_chosen",
@@ -246,6 +246,19 @@ def test_a_fresh_lora_with_dropout_resumes_into_the_same_weights_too(tiny, tmp_p
     assert same_tensors(adapter_tensors(workspace), adapter_tensors(whole))
 
 
+def test_the_history_of_a_resumed_run_says_what_that_of_an_uninterrupted_one_says(tiny, trained, killed, tmp_path):
+    """From a checkpoint of a step that would not be logged for itself."""
+    workspace = Workspace(shutil.copytree(killed, tmp_path / "copy"))
+    shutil.rmtree(workspace.checkpoints / "checkpoint-6")
+    assert train_policy(make_settings(tiny), workspace).resumed_from == 3
+    of_the_call = ("seconds", "tokens", "tokens_per_s", "memory_gib")
+    resumed, whole = (
+        [{name: value for name, value in row.items() if name not in of_the_call} for row in read_jsonl(each.history)]
+        for each in (workspace, trained[0])
+    )
+    assert resumed == whole
+
+
 def test_a_damaged_checkpoint_is_skipped_and_the_result_is_the_same(tiny, trained, killed, tmp_path, capsys):
     workspace = Workspace(shutil.copytree(killed, tmp_path / "copy"))
     weights = workspace.checkpoints / "checkpoint-6" / "adapter_model.safetensors"
@@ -372,7 +385,7 @@ def test_running_out_of_memory_says_what_to_change(tiny, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(PolicyTrainer, "training_step", exhausted)
-    with pytest.raises(CaiError, match="train.batch_size=1 with train.accumulation=4"):
+    with pytest.raises(CaiError, match=r"--set train\.gradient_checkpointing=true"):
         train_policy(make_settings(tiny), make_workspace(tmp_path))
 
 

@@ -113,7 +113,7 @@ def _figures(lines: Table) -> Table:
 
 def as_rows(table: Table) -> list[str]:
     """A table's rows in Markdown."""
-    cells = [(_cell(name), _cell(figure)) for name, figure in table]
+    cells = [(as_text(name), as_text(figure)) for name, figure in table]
     return [f"| {name} | {figure} |" for name, figure in cells]
 
 
@@ -121,7 +121,7 @@ def as_table(table: Table) -> str:
     return "\n".join(["| | |", "|---|---|", *as_rows(table)])
 
 
-def _cell(text: str) -> str:
+def as_text(text: str) -> str:
     """One line, and nothing in it that Markdown or HTML would read: a report may quote what a model said."""
     plain = " ".join(text.split())
     for sign, safe in (("\\", "\\\\"), ("|", "\\|"), ("<", "&lt;"), ("`", "\\`"), ("[", "\\[")):

@@ -8,7 +8,7 @@ from string import Template
 from typing import TYPE_CHECKING, Any
 
 from cai_helpers import __version__
-from cai_helpers.artifacts.account import OTHER_ADAPTER, Account, as_table
+from cai_helpers.artifacts.account import OTHER_ADAPTER, Account, as_table, as_text
 from cai_helpers.artifacts.parquet import PARQUET_OF
 from cai_helpers.critique.samples import FAMILY
 from cai_helpers.measures.intervals import Interval
@@ -47,9 +47,9 @@ def model_card(account: Account) -> str:
         **_licence(settings.models.base),
     )
     body = _template("model_card.md").substitute(
-        base=settings.models.base,
-        stage2=f"`{settings.models.adapter}`" if settings.models.adapter else "none: the base model itself",
-        reward=settings.models.reward.model,
+        base=as_text(settings.models.base),
+        stage2=f"`{as_text(settings.models.adapter)}`" if settings.models.adapter else "none: the base model itself",
+        reward=as_text(settings.models.reward.model),
         version=__version__,
         status="LoRA adapter" if trained else "data without an adapter",
         loading="`USE.md` has code that runs as it stands: to chat, to train on, to merge."
@@ -84,10 +84,10 @@ def dataset_card(account: Account) -> str:
     )
     body = _template("dataset_card.md").substitute(
         version=__version__,
-        base=settings.models.base,
-        stage2=f" with the Stage-2 adapter `{settings.models.adapter}`" if settings.models.adapter else "",
-        prompts=settings.prompts.source,
-        reward=settings.models.reward.model,
+        base=as_text(settings.models.base),
+        stage2=f" with the Stage-2 adapter `{as_text(settings.models.adapter)}`" if settings.models.adapter else "",
+        prompts=as_text(settings.prompts.source),
+        reward=as_text(settings.models.reward.model),
         origin=_origin(account),
         constitution="no critic was asked, so no constitution was read"
         if account.sampled

@@ -39,6 +39,9 @@ _NEVER = ("manifests/export.json", "manifests/reference.json")
 _CHUNK = 1024**2
 _LONGEST_TOKEN = 256  # bytes; chunks overlap by as many when tokens are looked for
 _TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")  # a Hugging Face access token
+_USER = re.compile(r"://[^/\s@]+@")  # of an address: who signs in there, and how
+_SECRET = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")  # how variables of the environment end that hold one
+_SHORTEST_SECRET = 8  # characters
 
 Packed = dict[str, Path | bytes]  # name in the archive → a file as it lies, or what is written for the archive
 
@@ -137,10 +140,20 @@ def _replacements(settings: Settings, workspace: Workspace) -> list[tuple[bytes,
     )
     plain[str(resources.files("cai_helpers"))] = "cai_helpers"
     plain[str(Path.home())] = "~"
+    plain |= dict.fromkeys(_passwords(settings.model_dump(mode="json")), "://***@")
     ordered = sorted(((old, new) for old, new in plain.items() if len(old) > 1), key=lambda pair: -len(pair[0]))
     forms = [lambda text: text, lambda text: json.dumps(text)[1:-1], lambda text: html.escape(text)]
     words = {form(old).encode(): form(new).encode() for old, new in ordered for form in forms}
     return sorted(words.items(), key=lambda pair: -len(pair[0]))
+
+
+def _passwords(value: Any) -> Iterable[str]:
+    """Of settings that are addresses: "://user:password@"."""
+    if isinstance(value, (dict, list)):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _passwords(inner)
+    elif isinstance(value, str):
+        yield from _USER.findall(value)
 
 
 def _local_paths(value: Any) -> Iterable[str]:
@@ -161,23 +174,39 @@ def _replaced(content: bytes, words: list[tuple[bytes, bytes]]) -> bytes:
     return content
 
 
+def _own_secrets() -> dict[str, bytes]:
+    """What this person's environment calls a key or a token. Short values stand in any text."""
+    return {
+        name: value.strip().encode()
+        for name, value in os.environ.items()
+        if name.upper().endswith(_SECRET) and len(value.strip()) >= _SHORTEST_SECRET
+    }
+
+
+def _leak(name: str, what: str) -> CaiError:
+    return CaiError(
+        f"{name} holds {what}; nothing was exported.", "Take it out of that file, and revoke it where it was issued."
+    )
+
+
 def refuse_secrets(packed: Packed) -> None:
     """Model output may repeat anything, and a settings file may have been pasted into.
 
     Raises:
-        CaiError: a file holds an access token.
+        CaiError: a file holds an access token, or what a variable of the environment such as OPENAI_API_KEY holds.
     """
-    own = os.environ.get("HF_TOKEN", "").encode()
+    own = _own_secrets()
+    overlap = max(_LONGEST_TOKEN, *map(len, own.values()), 0)
     for name, source in packed.items():
         with opened(source) as content:
             tail = b""
             while chunk := content.read(_CHUNK):
                 text = tail + chunk
-                if _TOKEN.search(text) or (own and own in text):
-                    raise CaiError(
-                        f"{name} holds an access token; nothing was exported.", "Remove and revoke the token."
-                    )
-                tail = text[-_LONGEST_TOKEN:]
+                if _TOKEN.search(text):
+                    raise _leak(name, "an access token")
+                if variable := next((variable for variable, secret in own.items() if secret in text), None):
+                    raise _leak(name, f"what your environment variable {variable} holds")
+                tail = text[-overlap:]
 
 
 def opened(source: Path | bytes) -> IO[bytes]:

@@ -11,6 +11,7 @@ from cai_helpers.readiness.check import Check, interruptible, require
 from cai_helpers.readiness.host import disk, gpu
 from cai_helpers.readiness.inputs import agreement, evaluation_files, gold, prompts, texts
 from cai_helpers.readiness.memory import memory
+from cai_helpers.readiness.outward import outward
 from cai_helpers.readiness.policy import policy
 from cai_helpers.readiness.scorer import critic, scorer, try_scorer
 from cai_helpers.schema import Messages
@@ -20,14 +21,14 @@ from cai_helpers.workspace import Workspace
 Part = Callable[[Settings, Workspace], list[Check]]
 # From what costs nothing to what asks an endpoint. Generating takes longest: before it, all that follows is tried too.
 _PARTS: tuple[Part, ...] = (
-    *(agreement, gpu, disk, memory, prompts, gold, evaluation_files, texts, policy, critic, scorer),
+    *(agreement, outward, gpu, disk, memory, prompts, gold, evaluation_files, texts, policy, critic, scorer),
 )
 _NEEDED: dict[str, tuple[Part, ...]] = {
     "generate": _PARTS,
-    "bakeoff": _PARTS,
+    "bakeoff": tuple(part for part in _PARTS if part is not outward),
     "calibrate": (gpu,),
     "score": (gpu, disk, scorer),
-    "train": (gpu, disk, policy),
+    "train": (outward, gpu, disk, policy),
     "evaluate": (gpu, disk, evaluation_files, policy, scorer),
 }
 # What comes after a stage that is of use by itself: said, and no reason to refuse it.

@@ -81,7 +81,7 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
     _heed_gate(settings, workspace)
     if not workspace.manifest_of("train").exists():
         require_ready(settings, workspace, "train")  # before it counts as begun with what is broken
-    workspace.begin("train", fingerprint | _order(settings, workspace))
+    workspace.begin("train", fingerprint | _order(settings, workspace), made=_has_begun(workspace))
     expected: dict[str, type[Report]] = {"sft": SftReport, "kto": KtoReport}
     report_type = expected.get(settings.train.method, DpoReport)
     if (report := workspace.finished("train", fingerprint, report_type)) is not None:
@@ -117,6 +117,12 @@ def start_over(settings: Settings, workspace: Workspace) -> None:
     workspace.archive("sft", [sft_history(workspace, settings)])
     made = [workspace.checkpoints, record_of(workspace), workspace.adapter, workspace.history, workspace.held_out]
     workspace.archive("train", made)
+
+
+def _has_begun(workspace: Workspace) -> bool:
+    """Whether there is anything to go on with: an attempt that failed before its first checkpoint binds nobody."""
+    made = (workspace.adapter, workspace.manifest_of("train"), workspace.manifest_of("sft"))
+    return any(path.exists() for path in made) or any(workspace.checkpoints.rglob("checkpoint-*"))
 
 
 def _fingerprint(settings: Settings, workspace: Workspace) -> Fingerprint:

@@ -38,7 +38,8 @@ class CutBatches(Trainer):
     _metrics: dict[str, dict[str, list[float]]]
 
     def __init__(self, room: Room, **options: Any) -> None:
-        self._room = room
+        self._room = self._planned = room
+        self._at_work = (0, 0, False)  # (rows, tokens, checkpointed) of the part at hand
         self.not_shared = why_not_shared(options["model"])  # None: pairs share their prompt
         options["data_collator"] = PairCollator(
             pad_token_id=options["processing_class"].pad_token_id,
@@ -51,11 +52,18 @@ class CutBatches(Trainer):
 
     def get_train_dataloader(self) -> Any:
         collate = self.data_collator
-        self.data_collator = InParts(collate, self._room, not OF_A_BATCH.isdisjoint(self.loss_types))
+        self.data_collator = self._cutting()
         try:
             return super().get_train_dataloader()
         finally:
             self.data_collator = collate  # evaluation and checks take whole batches
+
+    def _cutting(self) -> InParts:
+        return InParts(self.data_collator, self._room, self._whole())
+
+    def _whole(self) -> bool:
+        """Whether the loss needs all pairs of a batch at once."""
+        return not OF_A_BATCH.isdisjoint(self.loss_types)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         arguments = self.args
@@ -84,9 +92,12 @@ class CutBatches(Trainer):
         if not self.model.training:  # the shell that DDP puts around it has a flag of its own, which stays True
             model.train()
         parts = Parts(**self._prepare_inputs(inputs))
+        if self._room != self._planned:  # what the loader has cut did not fit
+            parts = Parts(**self._prepare_inputs(self._cutting()(parts.examples)))
         before = {name: len(values) for name, values in self._metrics["train"].items()}
         losses = []
-        for number, (batch, share, checkpointed) in enumerate(zip(*parts, strict=True)):
+        for number, (batch, share, checkpointed) in enumerate(zip(*parts[:3], strict=True)):
+            self._at_work = (*parts.sizes[number], checkpointed)
             last = number == len(parts.shares) - 1
             with (
                 nullcontext() if last else self.accelerator.no_sync(model),  # processes meet once a step
@@ -98,6 +109,18 @@ class CutBatches(Trainer):
             losses.append(loss.detach())
         self._average_metrics(before, parts.shares)
         return torch.stack(losses).sum()
+
+    def compute_less(self) -> str | None:
+        """Room for half the part that did not fit, or with gradient checkpointing; None: there can be no less."""
+        rows, tokens, checkpointed = self._at_work
+        alone = rows == 1 or self._whole()
+        if alone and (checkpointed or not self._room.thrifty):
+            return None
+        if checkpointed:
+            self._room = self._room._replace(thrifty=tokens // 2)
+        else:
+            self._room = self._room._replace(tokens=tokens // 2)
+        return f"{tokens // 2:,} tokens" + (" without gradient checkpointing" if not checkpointed else "")
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         model, inputs = _with_layout(model, inputs)

@@ -5,6 +5,7 @@ Ethayarajh et al. 2024, arXiv 2402.01306, eq. 7. Importing this imports torch an
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from cai_helpers.training.checks import (
     check_stored_reference,
     check_trained_parameters,
 )
+from cai_helpers.training.halving import RowsAtOnce
 from cai_helpers.training.memory_plan import settle_checkpointing
 from cai_helpers.training.outcome.course import kept_row
 from cai_helpers.training.outcome.kto import KtoReport
@@ -119,12 +121,27 @@ def _unpaired(job: Job, data: Preferences) -> Unpaired:
     return rows
 
 
-class UnpairedTrainer(PolicyTraining, StoredReference, KTOTrainer):
+class UnpairedTrainer(PolicyTraining, RowsAtOnce, StoredReference, KTOTrainer):
     reference_columns = ("ref_logps", "ref_KL_logps")
+    _of_whole: torch.Tensor | None = None  # log-probabilities for the KL of the batch whose parts are at work
 
     def __init__(self, start: Start, **options: Any) -> None:
         self.start = start
         super().__init__(**options)
+
+    def parts(self, model: Any, inputs: dict[str, Any], rows: int) -> Iterator[tuple[dict[str, Any], float]]:
+        """The KL is estimated on the whole batch, as if it had not been cut."""
+        batches = list(super().parts(model, inputs, rows))
+        with self.compute_loss_context_manager():
+            self._of_whole = torch.cat([self._compute_kl_logps(model, part) for part, _ in batches])
+        try:
+            for part, share in batches:
+                yield part | {"ref_KL_logps": inputs["ref_KL_logps"]}, share
+        finally:
+            self._of_whole = None
+
+    def _compute_kl_logps(self, model: Any, batch: dict[str, Any]) -> torch.Tensor:
+        return super()._compute_kl_logps(model, batch) if self._of_whole is None else self._of_whole
 
     def _start_value(self, batch: dict[str, torch.Tensor]) -> float:
         return kto_start_value(batch["label"].tolist(), self.desirable_weight, self.undesirable_weight)

@@ -88,6 +88,7 @@ def carry_out(job: Job, method: Method[Trainer]) -> Trained[Trainer]:
         job.copies.fetch_where_needed(job.files)  # before the reference is asked for: a copy has that too
     processes.wait()
     trainer = method.build()
+    trainer.say = job.say
     checks = [*method.check(trainer), memory]
     for what, result in checks:
         job.say(f"check: {what}: {result}")

@@ -17,6 +17,7 @@ from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import PreferenceRow
 from cai_helpers.settings import Models, Settings
 from cai_helpers.training.checks import Check, check_trained_parameters, merged_in
+from cai_helpers.training.halving import RowsAtOnce
 from cai_helpers.training.memory_plan import settle_checkpointing
 from cai_helpers.training.outcome.course import kept_row
 from cai_helpers.training.outcome.sft import SftReport
@@ -76,7 +77,7 @@ def by_supervision(job: Job, data: Preferences) -> Method[SupervisedTrainer]:
     )
 
 
-class SupervisedTrainer(PolicyTraining, SFTTrainer):
+class SupervisedTrainer(PolicyTraining, RowsAtOnce, SFTTrainer):
     def __init__(self, start: Start, **options: Any) -> None:
         self.start = start
         super().__init__(**options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,22 +17,25 @@ from transformers.utils import logging
 
 from cai_helpers import ground
 from cai_helpers.errors import CaiError
+from cai_helpers.failures import number_of_system
 from cai_helpers.machine.hardware import Dtype, Machine
 from cai_helpers.machine.processes import this_process
 from cai_helpers.models.batches import is_out_of_memory
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.settings import Settings, Train
+from cai_helpers.training.halving import Halving
 from cai_helpers.training.load import load_of_each
-from cai_helpers.training.memory_plan import smaller_batch
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
 from cai_helpers.training.policy.merged import Merged, merge_stage2
 from cai_helpers.training.spread import SpreadTraining
 from cai_helpers.training.watch import checkpoints
 from cai_helpers.training.watch.finite import not_finite
 
+_SETTLED = ("sft", "kto")  # methods that checkpoint all of training or nothing of it, by the memory plan
 
-class PolicyTraining(SpreadTraining):
+
+class PolicyTraining(SpreadTraining, Halving):
     """Mixed into one of TRL's trainers, in front of it."""
 
     start: Start
@@ -48,7 +52,7 @@ class PolicyTraining(SpreadTraining):
         return loss
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        with ground.writing(Path(self.args.output_dir)):
+        with ground.writing(Path(self.args.output_dir)), _named(self.args.output_dir):
             super()._save_checkpoint(*args, **kwargs)
         self.processes.wait()  # each writes its random state into it, and it is sealed next
 
@@ -76,6 +80,17 @@ class PolicyTraining(SpreadTraining):
         transformers 5.15–5.22 load only the sub-folders, here the reference: the policy would be Stage 2 again.
         """
         restore_policy(self.model, Path(resume_from_checkpoint))
+
+
+@contextmanager
+def _named(folder: str) -> Iterator[None]:
+    """safetensors does not say which file could not be written."""
+    try:
+        yield
+    except Exception as error:
+        if (number := number_of_system(error)) is None:
+            raise
+        raise OSError(number, os.strerror(number), folder) from error
 
 
 class Start(NamedTuple):
@@ -174,11 +189,17 @@ def explained_memory(train: Train) -> Iterator[None]:
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise
-        smaller = smaller_batch(train) or "a smaller train.max_length"
+        what = "Training does not fit into the accelerator's memory, not even with a row at a time."
+        if train.gradient_checkpointing is False or (train.gradient_checkpointing is None and train.method in _SETTLED):
+            raise CaiError(
+                what,
+                "Run the same again with --set train.gradient_checkpointing=true: it goes on from the last checkpoint.",
+            ) from error
         raise CaiError(
-            "Training does not fit into the accelerator's memory.",
-            "Restart the runtime so that nothing else holds memory; set train.gradient_checkpointing=true, or "
-            f"{smaller}.",
+            what,
+            "Restart the runtime so that nothing else holds memory, and run the same again: it goes on from the last "
+            f"checkpoint. If that is not enough, leave out the longest rows and start over: `cai train --fresh --set "
+            f"train.max_length={max(32, train.max_length // 2)}`; or take a larger card.",
         ) from error
 
 

@@ -43,7 +43,7 @@ def fill(place: Path, leave: int) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("leave", [0, 20_000, 60_000, 200_000, 400_000])
+@pytest.mark.parametrize("leave", [0, 30_000, 400_000])
 @pytest.mark.parametrize("begun", ["generate", "train", "evaluate"])
 def test_a_disk_that_fills_up_in_the_middle_loses_no_row_and_the_run_goes_on(begun, leave, warm, disk, ledger):
     root = disk / "run"
@@ -57,7 +57,7 @@ def test_a_disk_that_fills_up_in_the_middle_loses_no_row_and_the_run_goes_on(beg
     ends_in_words(ended)
     before = {name: rows(root / name) for name in (TRACES, ANSWERS)}
     if ended.code:
-        assert "no space left" in ended.said, ended.said
+        assert "no space left" in ended.said or "GiB are needed" in ended.said, ended.said
     filler.unlink()
     again = warm.start("run", *SMALL, "--workspace", root).wait(300)
     assert again.code == 0, again.err[-1500:]

@@ -32,7 +32,8 @@ def rename(tensors: dict[str, torch.Tensor], name: str) -> None:
 
 
 def halve(tensors: dict[str, torch.Tensor], name: str) -> None:
-    tensors[name] = tensors[name][: max(1, len(tensors[name]) // 2)].clone()
+    rows, columns = tensors[name].shape
+    tensors[name] = (tensors[name][: rows // 2] if rows > 1 else tensors[name][:, : columns // 2]).clone()
 
 
 def not_a_number(tensors: dict[str, torch.Tensor], name: str) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.processes import Processes, this_process
+from cai_helpers.models.batches import is_out_of_memory, release_memory
 from cai_helpers.training.policy.reference_store import ReferenceStore
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class StoredReference(Trainer):
     """Mixed into a trainer of TRL that precomputes its reference, in front of it."""
 
     _precompute_model_hash: str  # of TRL's own cache
+    _at_once: int | None = None  # rows that fit into memory; None: not tried
     reference_columns: ClassVar[tuple[str, str]]  # as TRL names them, in the order of its compute_ref_log_probs
 
     def __init__(self, reference: ReferenceStore, **options: Any) -> None:
@@ -47,7 +49,7 @@ class StoredReference(Trainer):
     def measure(self, rows: int) -> list[Measured]:
         """The first `rows` training rows that the reference saw, in the batches in which it did."""
         self.model.eval()
-        size = self.args.per_device_train_batch_size
+        size = min(self.args.per_device_train_batch_size, self._at_once or self.args.per_device_train_batch_size)
         first = list(self.train_dataset.select(self._reference_order(self.train_dataset)[:rows]))
         return [self._measure(first[start : start + size]) for start in range(0, len(first), size)]
 
@@ -94,8 +96,20 @@ class StoredReference(Trainer):
         # TRL caches by data and weights alone; another ld_alpha in the same process would get the wrong numbers
         ld_alpha = getattr(self, "ld_alpha", None)
         self._precompute_model_hash = f"{self._precompute_model_hash} {self._reference.key} {ld_alpha}"
-        measured = super()._precompute_ref_logps(dataset, name, batch_size)
+        measured = self._measured_in_batches(dataset, name, batch_size)
         return {column: list(measured[column]) for column in self.reference_columns}
+
+    def _measured_in_batches(self, dataset: Any, name: str, batch_size: int) -> Any:
+        """Halved until they fit; a row's values do not depend on those beside it."""
+        while True:
+            self._at_once = min(self._at_once or batch_size, batch_size)
+            try:
+                return super()._precompute_ref_logps(dataset, name, self._at_once)
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or self._at_once == 1:
+                    raise
+            self._at_once //= 2
+            release_memory()
 
     def _computed(self, dataset: Any, batch_size: int, processes: Processes) -> dict[str, list[float]]:
         """In the batches of one process, each process some of them."""

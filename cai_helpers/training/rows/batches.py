@@ -121,6 +121,8 @@ class Parts(NamedTuple):
     batches: list[dict[str, Any]]
     shares: list[float]  # of the batch's pairs
     checkpointed: list[bool]  # whether the part fits with gradient checkpointing only
+    sizes: list[tuple[int, int]]  # (rows, tokens with padding) of the part
+    examples: list[Row]  # the batch before it was cut
 
 
 class InParts(NamedTuple):
@@ -137,4 +139,6 @@ class InParts(NamedTuple):
             [self.collate([examples[row] for row in part.rows]) for part in parts],
             [len(part.rows) / len(examples) for part in parts],
             [part.checkpointed for part in parts],
+            [(len(part.rows), part.tokens) for part in parts],
+            examples,
         )._asdict()

@@ -136,6 +136,7 @@ class TrainingHistory(TrainerCallback):
         self._bar.update()
         self._busy += now - self._step_began
         control.should_log |= state.global_step >= state.max_steps
+        control.should_log |= control.should_save  # so a resumed run's next row covers the same steps
         if self._is_time_to_save(now, control.should_log):
             control.should_save = True
             control.should_log = True  # what is averaged since the last row is in no checkpoint
