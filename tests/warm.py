@@ -151,6 +151,7 @@ def _become_cai(call: dict) -> None:
         (2, "err", os.O_WRONLY | os.O_CREAT),
     ):
         os.dup2(os.open(folder / name, flags, 0o600), descriptor)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in a shell's background
     os.chdir(call["cwd"])
     os.environ.update(call["environment"])
     sys.argv = ["cai", *call["arguments"]]

@@ -6,28 +6,48 @@ import warnings
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError
 from cai_helpers.models.hub_failures import asked_again, said
 
 EMBEDDED = "embedded:"
+_CONFIGS = ("config.json", "adapter_config.json")  # one of them is in the folder of a model or an adapter
 
 Result = TypeVar("Result")
 
 
 def locate(name: str) -> str:
-    """A Hub id or folder as it is, with ~ written out; "embedded:chat" as the folder inside the package."""
+    """A Hub id or folder as it is, with ~ written out; "embedded:chat" as the folder inside the package.
+
+    OWNER/NAME@REVISION, once it was fetched, is its folder in the Hub's cache: what loads a model knows no such names.
+    """
+    if (pin := pinned(name)) is not None:
+        folder = next(filter(None, (_cached(*pin, file) for file in _CONFIGS)), None)
+        return name if folder is None else str(folder)
     if not name.startswith(EMBEDDED):
         return str(Path(name).expanduser()) if name.startswith("~") else name
     return str(resources.files("cai_helpers") / "assets" / "tiny" / name.removeprefix(EMBEDDED))
 
 
+class Pin(NamedTuple):
+    repository: str
+    revision: str  # a commit, a tag or a branch
+
+
+def pinned(name: str) -> Pin | None:
+    """OWNER/NAME@REVISION, taken apart; None: the name pins nothing, or is a path."""
+    repository, _, revision = name.partition("@")
+    if not revision or _is_path(repository) or repository.count("/") != 1 or Path(name).exists():
+        return None
+    return Pin(repository, revision)
+
+
 def identity(name: str | None) -> str | None:
     """What `name` stands for: a Hub id as it is; a folder by its last name and the hash of its files, so that retraining
     shows and moving does not."""
-    if name is None or not (folder := Path(locate(name))).is_dir():
+    if name is None or pinned(name) or not (folder := Path(locate(name))).is_dir():
         return name
     digest = file_hash(folder)
     assert digest is not None  # it is a folder
@@ -36,18 +56,32 @@ def identity(name: str | None) -> str | None:
 
 def local_folder(name: str, file: str) -> Path | None:
     """The folder of this machine that holds `file` of a model: its own, or the Hub's cache; None if there is none."""
-    from huggingface_hub import try_to_load_from_cache
-
+    if (pin := pinned(name)) is not None:
+        return _cached(*pin, file)
     folder = Path(locate(name))
     if folder.is_dir():
         return folder if (folder / file).is_file() else None
     if name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") != 1:
         return None
-    cached = try_to_load_from_cache(name, file)
+    return _cached(name, None, file)
+
+
+def _cached(repository: str, revision: str | None, file: str) -> Path | None:
+    """The snapshot in the Hub's cache that holds `file`."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repository, file, revision=revision)
     return Path(cached).parent if isinstance(cached, str) else None
 
 
 def from_hub(load: Callable[[], Result], name: str) -> Result:
+    """`asked`, for what loads a model: one of a pinned revision that is not here yet is fetched before."""
+    if pinned(name) is not None and locate(name) == name:
+        asked(lambda: _fetch_pinned(name), name)
+    return asked(load, name)
+
+
+def asked(load: Callable[[], Result], name: str) -> Result:
     """Call `load`; turn what the Hub and the disk answer into an error that says what to do.
 
     Memory that is full is let through: who asked for the model knows what to make smaller.
@@ -67,6 +101,16 @@ def from_hub(load: Callable[[], Result], name: str) -> Result:
         raise said(error, name, Path(locate(name))) from error
 
 
+def _fetch_pinned(name: str) -> None:
+    from huggingface_hub import snapshot_download
+
+    pin = pinned(name)
+    assert pin is not None, "whoever asks has looked"
+    snapshot_download(
+        pin.repository, revision=pin.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
+    )
+
+
 def _is_of_the_system(error: Exception) -> bool:
     """No space, no rights: what the disk says, not what transformers says in an OSError of its own."""
     return isinstance(error, OSError) and error.errno is not None and not isinstance(error, FileNotFoundError)
@@ -77,6 +121,8 @@ def _require_path(name: str) -> None:
     Raises:
         CaiError: `name` can only be a path, and nothing lies there: the Hub would call it a malformed name.
     """
+    if pinned(name) is not None:
+        return
     path = Path(locate(name))
     if not _is_path(name) or path.exists():
         return

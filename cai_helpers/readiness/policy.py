@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.hub import EMBEDDED, from_hub, identity, local_folder, locate
+from cai_helpers.models.hub import EMBEDDED, asked, identity, local_folder, locate, pinned
 from cai_helpers.models.language import load_chat_format
 from cai_helpers.readiness.adapter_fit import CONFIG_FILE, adapter_fit
 from cai_helpers.readiness.check import Check, tried
@@ -58,6 +58,8 @@ def access(role: str, name: str, file: str) -> Check:
     """Whether a model is on this machine, or may be fetched. file: one that its folder must have."""
     if local_folder(name, file) is not None:
         return Check(role, True, f"{name}, on this machine")
+    if pinned(name) is not None:
+        return tried(role, lambda: _on_hub(name))
     if Path(locate(name)).is_dir():
         return Check(role, False, f"The folder {name} has no {file}.", "Copy it again, or check the path.")
     if name.startswith(EMBEDDED):
@@ -82,7 +84,8 @@ def _on_hub(name: str) -> str:
             f"{name} is not on this machine, and HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE and restart, or give a folder that is here.",
         )
-    from_hub(lambda: auth_check(name), name)
+    repository = pin.repository if (pin := pinned(name)) is not None else name
+    asked(lambda: auth_check(repository), name)
     return f"{name}, accessible on the Hub"
 
 

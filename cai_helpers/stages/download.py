@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, free_disk
-from cai_helpers.models.hub import EMBEDDED, from_hub, locate
+from cai_helpers.models.hub import EMBEDDED, asked, locate, pinned
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace
@@ -54,7 +54,7 @@ def _fetch(name: str, workspace: Workspace) -> Path:
     local = Path(locate(name))
     if local.is_dir():
         return local
-    if name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") != 1:
+    if pinned(name) is None and (name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") != 1):
         raise CaiError(f"There is no folder {local}.", "Check the path, or give a Hub id of the form owner/name.")
     return _fetch_from_hub(name, workspace)
 
@@ -62,7 +62,8 @@ def _fetch(name: str, workspace: Workspace) -> Path:
 def _fetch_from_hub(name: str, workspace: Workspace) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    info = from_hub(lambda: HfApi().model_info(name, files_metadata=True), name)
+    repository, revision = pinned(name) or (name, None)
+    info = asked(lambda: HfApi().model_info(repository, revision=revision, files_metadata=True), name)
     files = info.siblings or []
     has_safetensors = any(file.rfilename.endswith(".safetensors") for file in files)
     patterns = _PATTERNS if has_safetensors else _PATTERNS + _PICKLE
@@ -74,7 +75,7 @@ def _fetch_from_hub(name: str, workspace: Workspace) -> Path:
             "Free some disk, or set HF_HOME to a larger one.",
         )
     workspace.say("download", f"{name}, {needed / GIB:.2f} GiB (files that are already here are not fetched again)")
-    return Path(from_hub(lambda: snapshot_download(name, allow_patterns=patterns), name))
+    return Path(asked(lambda: snapshot_download(repository, revision=revision, allow_patterns=patterns), name))
 
 
 def _matches(filename: str, patterns: list[str]) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from oracles import Ledger
@@ -24,6 +26,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if config.stash[LEDGER].injected:
         terminalreporter.section("faults")
         terminalreporter.write_line(config.stash[LEDGER].line())
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Of pytest-xdist's workers each has a ledger of its own; what is printed is their sum."""
+    if (sent := getattr(session.config, "workeroutput", None)) is not None:
+        sent["faults"] = asdict(session.config.stash[LEDGER])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object) -> None:
+    node.config.stash[LEDGER].add(**node.workeroutput["faults"])
 
 
 @pytest.fixture

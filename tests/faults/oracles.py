@@ -22,6 +22,10 @@ class Ledger:
     false_successes: int = 0
     decisions_lost: int = 0
 
+    def add(self, **counts: int) -> None:
+        for name, count in counts.items():
+            setattr(self, name, getattr(self, name) + count)
+
     def line(self) -> str:
         return (
             f"faults injected {self.injected}, survived {self.survived}, rows lost {self.rows_lost}, bytes of state lost "

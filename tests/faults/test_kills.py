@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
@@ -15,11 +14,14 @@ import pytest
 from conftest import SMALL
 from oracles import conserved, ends_in_words, rows
 from safetensors.torch import load_file
+from warm import Ended
 
 from cai_helpers.store import read_json
 
 ROWS = ("pairs/traces.jsonl", "evaluation/responses.jsonl")  # what takes long to make, row by row
 SAME = ("pairs/traces.jsonl", "pairs/pairs.jsonl", "dpo_dataset/train.jsonl", "evaluation/responses.jsonl")
+ADAPTER = "models/lora_adapters/adapter_model.safetensors"
+OF_A_CALL = {"seconds", "generated_now"}  # figures of an evaluation that say how it was made
 KILLS = 110  # at random moments of a whole run, besides those within a save
 SAVES = 22
 STOPS = 30
@@ -31,11 +33,12 @@ pytestmark = pytest.mark.faults
 def same_run(one: Path, two: Path) -> list[str]:
     """What differs between two finished workspaces, of what a run is for."""
     differing = [name for name in SAME if sorted(rows(one / name).items()) != sorted(rows(two / name).items())]
-    ours, theirs = (load_file(root / "models/lora_adapters/adapter_model.safetensors") for root in (one, two))
+    ours, theirs = (load_file(root / ADAPTER) for root in (one, two))
     if ours.keys() != theirs.keys() or any(not ours[name].equal(theirs[name]) for name in ours):
         differing.append("adapter")
-    metrics = [read_json(root / "metrics.json", "") for root in (one, two)]
-    return differing + ([] if metrics[0]["evaluate"] == metrics[1]["evaluate"] else ["evaluation"])
+    ours, theirs = (read_json(root / "metrics.json", "")["evaluate"] for root in (one, two))
+    figures = ours.keys() | theirs.keys()
+    return differing + [name for name in sorted(figures - OF_A_CALL) if ours.get(name) != theirs.get(name)]
 
 
 def kept_rows(root: Path) -> dict[str, dict[str, dict]]:
@@ -76,43 +79,50 @@ def test_killed_again_and_again_a_run_ends_as_if_it_never_had_been(warm, finishe
 def test_killed_within_saves_training_ends_with_the_same_bits(warm, finished_run, tmp_path, ledger):
     """Every step is saved; the process dies while files of a checkpoint are being written."""
     options = ("--set", "train.every_steps=1", "--set", "train.epochs=4")
-    undisturbed, root = tmp_path / "undisturbed", tmp_path / "killed"
-    for folder in (undisturbed, root):
-        shutil.copytree(finished_run, folder)
-        shutil.rmtree(folder / "checkpoints")
-        shutil.rmtree(folder / "models")
-        for mark in folder.glob("manifests/train*"):
-            mark.unlink()
+    undisturbed = untrained(finished_run, tmp_path / "undisturbed")
     assert warm.cai("train", *options, "--workspace", undisturbed).code == 0
-    moments, killed = random.Random(1), 0
-    for _ in range(SAVES * 3):
-        running = warm.start("train", *options, "--workspace", root)
-        seen = {path.name for path in (root / "checkpoints").glob("*")} if (root / "checkpoints").exists() else set()
-        wanted = moments.randint(1, 2)  # the how manieth new folder
-        while not running.is_over():
-            names = (
-                {path.name for path in (root / "checkpoints").glob("*")} if (root / "checkpoints").exists() else set()
-            )
-            if len({name for name in names - seen if "checkpoint" in name}) >= wanted:
-                time.sleep(moments.uniform(0, 0.03))
-                if not running.is_over():
-                    running.kill(signal.SIGKILL)
-                break
-            time.sleep(0.0005)
-        ended = running.wait()
-        if ended.code == 0:
-            break
-        assert ended.code == -signal.SIGKILL, ended.err[-2000:]
-        killed += 1
-        ledger.injected += 1
-    else:
-        pytest.fail("it never came through")
-    ours, theirs = (load_file(path / "models/lora_adapters/adapter_model.safetensors") for path in (root, undisturbed))
-    differing = [name for name in theirs if not ours[name].equal(theirs[name])]
-    ledger.bytes_lost += sum(theirs[name].nbytes for name in differing)
-    assert differing == []
-    assert killed >= 5, "the kills did not hit the saves"
+    moments, killed, number = random.Random(1), 0, 0
+    while killed < SAVES:
+        root, before = untrained(finished_run, tmp_path / f"killed-{number}"), killed
+        number += 1
+        while (ended := killed_within_a_save(warm, root, options, moments)).code != 0:
+            assert ended.code == -signal.SIGKILL, ended.err[-2000:]
+            killed += 1
+            ledger.injected += 1
+        ours, theirs = (load_file(path / ADAPTER) for path in (root, undisturbed))
+        differing = [name for name in theirs if not ours[name].equal(theirs[name])]
+        ledger.bytes_lost += sum(theirs[name].nbytes for name in differing)
+        assert differing == []
+        assert killed > before + 3, "the kills did not hit the saves"
+        shutil.rmtree(root)
     ledger.survived += killed
+
+
+def untrained(finished: Path, root: Path) -> Path:
+    shutil.copytree(finished, root)
+    shutil.rmtree(root / "checkpoints")
+    shutil.rmtree(root / "models")
+    for mark in root.glob("manifests/train*"):
+        mark.unlink()
+    return root
+
+
+def killed_within_a_save(warm, root: Path, options: tuple[str, ...], moments: random.Random) -> Ended:
+    """Train until the first or second checkpoint of this call is being written, and kill it there; or to the end."""
+
+    def saves() -> set[str]:
+        return {path.name for path in (root / "checkpoints").glob("*checkpoint*")}
+
+    seen, wanted = saves(), moments.randint(1, 2)
+    running = warm.start("train", *options, "--workspace", root)
+    while not running.is_over():
+        if len(saves() - seen) >= wanted:
+            time.sleep(moments.uniform(0, 0.03))
+            if not running.is_over():
+                running.kill(signal.SIGKILL)
+            break
+        time.sleep(0.0005)
+    return running.wait()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
@@ -145,11 +155,17 @@ def test_stopped_at_any_moment_a_run_says_so_with_130_and_goes_on_later(number, 
         patience *= 1.15
 
 
+def heeding_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests run in a shell's background
+
+
 @pytest.mark.parametrize("after", [0.15, 0.4, 0.8, 1.5, 2.5])
 def test_stopped_while_it_imports_it_says_so_too(after, tmp_path, ledger):
     """A real start, not a warm one."""
     command = [sys.executable, "-m", "cai_helpers", "run", *SMALL, "--workspace", str(tmp_path / "run")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding_ctrl_c
+    )
     time.sleep(after)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
