@@ -222,7 +222,7 @@ class Train(Section):
         """What TRL would refuse in its own words, or take and ignore."""
         losses, weights = self.loss_type, self.loss_weights
         if losses == ["sft"]:
-            raise CaiError("train.loss_type=sft alone is no DPO.", "Set train.method=sft, or loss_type=[sigmoid, sft].")
+            raise CaiError("train.loss_type=sft alone is no DPO.", "Set train.loss_type=sigmoid and train.method=sft, or train.loss_type=[sigmoid, sft].")
         if len(set(losses)) < len(losses):
             raise CaiError("train.loss_type names a loss twice.", "Name it once, with a weight in train.loss_weights.")
         if weights is not None and (len(weights) != len(losses) or min(weights) <= 0):
@@ -253,7 +253,7 @@ class Train(Section):
         if self.loss_type != ["sigmoid"] or self.ld_alpha is not None:
             raise CaiError(
                 "train.loss_type and train.ld_alpha are of DPO: they have no effect on train.method=kto.",
-                "Leave them at sigmoid and null, or set train.method=dpo.",
+                "Set train.loss_type=sigmoid and train.ld_alpha=null, or train.method=dpo.",
             )
         return self
 

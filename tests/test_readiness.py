@@ -297,7 +297,7 @@ def test_an_adapter_of_the_hub_is_fetched_and_held_against_the_base_before_anyth
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: fetched.append(name))
     monkeypatch.setattr(
         "huggingface_hub.try_to_load_from_cache",
-        lambda name, file: str(here / file) if name in fetched else None,
+        lambda name, file, revision=None: str(here / file) if name in fetched else None,
     )
     assert adapter_line().startswith("me/stage2, rank 8, 56 matrices that fit embedded:chat, all finite")
 

@@ -25,7 +25,7 @@ _PARTS: tuple[Part, ...] = (
 )
 _NEEDED: dict[str, tuple[Part, ...]] = {
     "generate": _PARTS,
-    "bakeoff": tuple(part for part in _PARTS if part is not outward),
+    "bakeoff": _PARTS,
     "calibrate": (gpu,),
     "score": (gpu, disk, scorer),
     "train": (outward, gpu, disk, policy),

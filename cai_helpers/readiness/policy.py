@@ -48,7 +48,8 @@ def _tried(base: str, adapter: str | None) -> list[Check]:
 def _fetched(adapter: str) -> str:
     from huggingface_hub import snapshot_download
 
-    from_hub(lambda: snapshot_download(adapter, allow_patterns=["adapter_*"]), adapter)
+    repository, revision = pinned(adapter) or (adapter, None)
+    asked(lambda: snapshot_download(repository, revision=revision, allow_patterns=["adapter_*"]), adapter)
     if local_folder(adapter, CONFIG_FILE) is None:
         raise CaiError(f"{adapter} on the Hub has no {CONFIG_FILE}: it is no adapter.", "Name your Stage-2 LoRA.")
     return f"{adapter}, fetched"

@@ -192,7 +192,7 @@ def require_memory(plan: MemoryPlan, settings: Settings) -> MemoryPlan:
         return plan
     train = settings.train
     smaller = []
-    if not plan.checkpointing:
+    if train.gradient_checkpointing is False:
         smaller.append("train.gradient_checkpointing=null")
     if train.method != "dpo":  # whose batches are cut to what fits
         smaller += filter(None, [smaller_batch(train)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import signal
@@ -22,9 +23,11 @@ ROWS = ("pairs/traces.jsonl", "evaluation/responses.jsonl")  # what takes long t
 SAME = ("pairs/traces.jsonl", "pairs/pairs.jsonl", "dpo_dataset/train.jsonl", "evaluation/responses.jsonl")
 ADAPTER = "models/lora_adapters/adapter_model.safetensors"
 OF_A_CALL = {"seconds", "generated_now"}  # figures of an evaluation that say how it was made
-KILLS = 110  # at random moments of a whole run, besides those within a save
-SAVES = 22
-STOPS = 30
+# All of them in `make test-faults CAI_KILLS=1`; `.ci/run` takes a share, so that the suite ends within a quarter of an hour.
+SHARE = float(os.environ.get("CAI_KILLS", "1"))
+KILLS = round(110 * SHARE)  # at random moments of a whole run, besides those within a save
+SAVES = round(22 * SHARE)
+STOPS = round(30 * SHARE)
 SOON = 5.0  # seconds within which Ctrl-C ends a command
 
 pytestmark = pytest.mark.faults
@@ -170,8 +173,8 @@ def test_stopped_while_it_imports_it_says_so_too(after, tmp_path, ledger):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     ledger.injected += 1
-    assert process.returncode in (130, -signal.SIGINT)  # the latter while Python itself starts
-    if process.returncode == 130:
+    assert process.returncode in (130, -signal.SIGINT)
+    if process.returncode == 130 and err:  # Python itself ends without a word, or by the signal, while it starts
         assert "topped" in err
         assert "Traceback" not in err
     ledger.survived += 1
