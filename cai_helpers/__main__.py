@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import _thread
+import os
 import signal
 import sys
 import threading
@@ -25,7 +25,7 @@ def main() -> None:
 def _not_lost(ignored: sys.UnraisableHookArgs) -> None:
     """Python drops what a finalizer raises: a stop that arrives while one runs would be shown and forgotten. It is sent again."""
     if issubclass(ignored.exc_type, KeyboardInterrupt):
-        again = threading.Timer(0.05, _thread.interrupt_main)
+        again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM))  # whose handler is ours
         again.daemon = True
         again.start()
     else:

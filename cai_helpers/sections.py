@@ -222,7 +222,10 @@ class Train(Section):
         """What TRL would refuse in its own words, or take and ignore."""
         losses, weights = self.loss_type, self.loss_weights
         if losses == ["sft"]:
-            raise CaiError("train.loss_type=sft alone is no DPO.", "Set train.loss_type=sigmoid and train.method=sft, or train.loss_type=[sigmoid, sft].")
+            raise CaiError(
+                "train.loss_type=sft alone is no DPO.",
+                "Set train.loss_type=sigmoid and train.method=sft, or train.loss_type=[sigmoid, sft].",
+            )
         if len(set(losses)) < len(losses):
             raise CaiError("train.loss_type names a loss twice.", "Name it once, with a weight in train.loss_weights.")
         if weights is not None and (len(weights) != len(losses) or min(weights) <= 0):

@@ -23,7 +23,11 @@ from cai_helpers.terminal import visible
 
 pytestmark = pytest.mark.faults
 many = settings(
-    max_examples=round(10_000 * float(os.environ.get("CAI_FUZZ", "1"))), deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=round(10_000 * float(os.environ.get("CAI_FUZZ", "1"))),
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
 texts = st.text(st.characters(codec=None), max_size=60)
 values = st.recursive(

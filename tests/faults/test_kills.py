@@ -25,7 +25,7 @@ ADAPTER = "models/lora_adapters/adapter_model.safetensors"
 OF_A_CALL = {"seconds", "generated_now"}  # figures of an evaluation that say how it was made
 # All of them in `make test-faults CAI_KILLS=1`; `.ci/run` takes a share, so that the suite ends within a quarter of an hour.
 SHARE = float(os.environ.get("CAI_KILLS", "1"))
-KILLS = round(110 * SHARE)  # at random moments of a whole run, besides those within a save
+KILLS = round(28 * SHARE)  # at random moments of a whole run, four times; besides those within a save
 SAVES = round(22 * SHARE)
 STOPS = round(30 * SHARE)
 SOON = 5.0  # seconds within which Ctrl-C ends a command
@@ -48,8 +48,9 @@ def kept_rows(root: Path) -> dict[str, dict[str, dict]]:
     return {name: rows(root / name) for name in ROWS}
 
 
-def test_killed_again_and_again_a_run_ends_as_if_it_never_had_been(warm, finished_run, tmp_path, ledger):
-    moments, killed, number = random.Random(0), 0, 0
+@pytest.mark.parametrize("part", range(4))  # so that two processes share them
+def test_killed_again_and_again_a_run_ends_as_if_it_never_had_been(part, warm, finished_run, tmp_path, ledger):
+    moments, killed, number = random.Random(part), 0, 0
     while killed < KILLS:
         root, before = tmp_path / f"run-{number}", {name: {} for name in ROWS}
         number += 1
