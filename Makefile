@@ -17,7 +17,7 @@ export PYDEVD_DISABLE_FILE_VALIDATION := 1
 # tools/install.py leaves compiling to the first import, and that must keep what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help links run-all demo bench pictures test test-faults test-long test-colab test-browser test-real lint format clean
+.PHONY: help links run-all demo bench pictures test test-faults audit test-long test-colab test-browser test-real lint format clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */\1\t/' | expand -t 14
@@ -54,8 +54,12 @@ test: $(VENV)/.for-test lint  ## lint, types, import contracts, unit tests with 
 test-long: $(VENV)/.for-test  ## all of Stage 3 against its recorded bytes; USE.md pasted into a new environment (minutes)
 	$(call pytest,$(VENV),-m long)
 
-test-faults: $(VENV)/.for-test  ## kills, full disks, the Hub's refusals, wrong tensors, fuzz: half an hour; counts what was lost
-	$(call pytest,$(VENV),tests/faults -m faults)
+test-faults: $(VENV)/.for-test  ## kills, full disks, the Hub's refusals, wrong tensors, fuzz; counts what was lost (shares: CAI_KILLS, CAI_FUZZ)
+	$(call pytest,$(VENV),tests/faults -m faults -n 2 --dist worksteal)
+
+audit: $(VENV)/.for-test  ## known weaknesses of the installed libraries, by pip-audit (needs the network)
+	$(VENV)/bin/python -m pip_audit --version >/dev/null 2>&1 || $(VENV)/bin/python -m pip install --quiet pip-audit
+	$(VENV)/bin/python -m pip_audit --skip-editable
 
 test-colab: $(COLAB)/.for-test  ## unit tests and notebooks with the library versions of Colab's image
 	$(call unit-tests,$(COLAB))

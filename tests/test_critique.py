@@ -214,8 +214,8 @@ FILLINGS = ["\n", " ", "word ", ".\n", "\n ", "\nrevision ", "critique\n", "keep
 @pytest.mark.parametrize("opening", ["", "CRITIQUE: a\nREVISION: ", "CRITIQUE: a\n", "[", "user "])
 @pytest.mark.parametrize("filling", FILLINGS, ids=repr)
 def test_a_long_hostile_row_is_judged_in_no_time(filling, opening):
-    """60 KB that a quadratic expression works on for ten seconds and more."""
-    text = opening + (filling * 60_000)[:60_000] + "x:"
+    """100 KB that a quadratic expression works on for ten seconds and more."""
+    text = opening + (filling * 100_000)[:100_000] + "x:"
     pair = ScoredPair(
         prompt=PROMPT, base_response="No.", revised_response=text, base_score=0.0, revised_score=1.0, chosen="revised"
     )

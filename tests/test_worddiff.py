@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import time
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,3 +58,17 @@ def test_the_pieces_of_a_side_are_that_side(before, after):
     diff = word_diff(before, after)
     assert "".join(piece.text for piece in diff.before) == before
     assert "".join(piece.text for piece in diff.after) == after
+
+
+@pytest.mark.parametrize("filling", ["\n", " ", "word ", ".\n", "a", "a b "], ids=repr)
+def test_a_long_hostile_text_is_compared_in_no_time(filling):
+    text = (filling * 100_000)[:100_000]
+    started = time.process_time()
+    for before, after in (
+        (text, f"{text}x"),
+        ("No.", text),
+        (f"{text} yes", f"no {text}"),
+        (text, f"{text[:50_000]} but {text}"),
+    ):
+        word_diff(before, after)
+    assert time.process_time() - started < 1
