@@ -122,7 +122,7 @@ def make_command(function: Callable[..., "StageReport | int"], shares_work: bool
 
 def _kept(work: Callable[[], "StageReport | int"], root: Path, place: str) -> "StageReport | int":
     """`work`, with the run of `root` kept at `place` while it lasts; an error where the place lacks some of it at the end."""
-    from cai_helpers.keeping import keep
+    from cai_helpers.keeping.keeper import keep
     from cai_helpers.workspace import Workspace
 
     with keep(Workspace(root), place) as keeper:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from cai_helpers.cli import app
 from cai_helpers.errors import CaiError, WorkspaceInUse
-from cai_helpers.keeping import keep
+from cai_helpers.keeping.keeper import keep
 from cai_helpers.keeping.listing import LIST, MARK
 from cai_helpers.store import JsonlStore
 from cai_helpers.workspace import Workspace
@@ -221,7 +221,7 @@ def test_a_place_on_a_drive_that_is_not_mounted_is_refused_and_not_made(workspac
 
 def test_a_second_process_is_refused_and_a_dead_one_is_taken_over(warm, workspace, drive, tmp_path):
     hold = (
-        "import time; from cai_helpers.keeping import keep; from cai_helpers.workspace import Workspace\n"
+        "import time; from cai_helpers.keeping.keeper import keep; from cai_helpers.workspace import Workspace\n"
         f"keeper = keep(Workspace({str(workspace.root)!r}), {str(drive)!r}); keeper.save(); print('held', flush=True); time.sleep(99)"
     )
     first = warm.start(prelude=hold)

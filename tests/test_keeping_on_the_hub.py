@@ -8,7 +8,7 @@ from hub_stand_in import TOKEN, Hub, Repository
 from huggingface_hub import constants
 
 from cai_helpers.errors import CaiError
-from cai_helpers.keeping import keep
+from cai_helpers.keeping.keeper import keep
 from cai_helpers.keeping.listing import LIST
 from cai_helpers.store import JsonlStore
 from cai_helpers.workspace import Workspace

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from cai_helpers import ground, lock
 from cai_helpers.errors import CaiError
-from cai_helpers.keeping import Keeper
-from cai_helpers.keeping import keep as keep_at
+from cai_helpers.keeping.keeper import Keeper
+from cai_helpers.keeping.keeper import keep as keep_at
 from cai_helpers.keeping.listing import MARK
 from cai_helpers.models.hub import identity
 from cai_helpers.notebook import bars, places, signing, telling
