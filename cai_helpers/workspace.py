@@ -162,7 +162,9 @@ class Workspace(RunPaths):
         except ValidationError:
             self.say(stage, f"runs again: {version_line(manifest.versions)}")
             return None
-        self._mend_metrics(stage, manifest)
+        if not self._agrees(stage, manifest):
+            self.say(stage, f"runs again: its manifest and {self.metrics} hold different figures, and one was altered")
+            return None
         self.say(stage, f"complete since {manifest.finished}, nothing to do")
         return earlier
 
@@ -189,12 +191,10 @@ class Workspace(RunPaths):
         metrics = read_json(self.metrics, _METRICS_REMEDY) if self.metrics.exists() else {}
         write_json(self.metrics, {**metrics, stage: report.model_dump(mode="json")})
 
-    def _mend_metrics(self, stage: str, manifest: Manifest) -> None:
-        """metrics.json repeats what the manifests hold; where it says something else, they count."""
+    def _agrees(self, stage: str, manifest: Manifest) -> bool:
+        """Whether metrics.json, which repeats what the manifests hold, says the same: else nobody knows which was altered."""
         metrics = read_json(self.metrics, _METRICS_REMEDY) if self.metrics.exists() else {}
-        if metrics.get(stage, manifest.report) != manifest.report and is_main_process():
-            write_json(self.metrics, {**metrics, stage: manifest.report})
-            self.say(stage, f"WARNING: {self.metrics} held other figures than this stage wrote; they are put right")
+        return metrics.get(stage, manifest.report) == manifest.report
 
     def begin(self, stage: str, fingerprint: Fingerprint, made: bool = True) -> None:
         """Note what a resumable stage is made with; refuse to go on with something else.

@@ -9,6 +9,7 @@ from cai_helpers.errors import CaiError, SettingsChanged
 from cai_helpers.manifest import difference
 from cai_helpers.pages.run_page import write_run_report
 from cai_helpers.schema import StageReport
+from cai_helpers.workspace import Workspace
 
 
 class Report(StageReport):
@@ -165,3 +166,23 @@ def test_a_report_that_another_version_wrote_is_no_traceback_on_the_page(workspa
     with pytest.raises(CaiError, match="another version of cai-helpers wrote") as error:
         write_run_report(smoke, workspace)
     assert "cai run" in error.value.todo
+
+
+@pytest.mark.parametrize("altered", ["metrics.json", "manifests/evaluate.json"])
+def test_figures_that_differ_between_manifest_and_metrics_are_made_anew(altered, tmp_path):
+    class Figures(StageReport):
+        wins: int
+
+        def title(self) -> str:
+            return "figures"
+
+        def lines(self) -> list[tuple[str, str]]:
+            return []
+
+    workspace = Workspace(tmp_path)
+    workspace.note_metrics("evaluate", Figures(wins=31))
+    workspace.seal("evaluate", {}, [], Figures(wins=31))
+    assert workspace.finished("evaluate", {}, Figures) == Figures(wins=31)
+    file = tmp_path / altered
+    file.write_text(file.read_text().replace("31", "61"))
+    assert workspace.finished("evaluate", {}, Figures) is None
