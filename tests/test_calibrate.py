@@ -1,6 +1,7 @@
 """The stage on the embedded reward model, and where its sentence is shown."""
 
 import pytest
+from html_reader import text_of
 from typer.testing import CliRunner
 
 from cai_helpers.calibration.accuracy import NOT_CALIBRATED, load_calibration, trust_line
@@ -53,7 +54,7 @@ def test_a_calibration_speaks_for_its_own_scorer_alone(calibrated, smoke):
 def test_the_report_page_shows_the_sentence_and_the_picture_of_this_scorer_only(calibrated, smoke):
     workspace, report = calibrated
     page = write_run_report(smoke, workspace).read_text(encoding="utf-8")
-    assert trust_line(report.calibration) in page
+    assert trust_line(report.calibration) in text_of(page)
     assert "data:image/png;base64" in page
     other = write_run_report(load_settings("smoke", ["models.reward.max_length=256"]), workspace)
     assert NOT_CALIBRATED in other.read_text(encoding="utf-8")
