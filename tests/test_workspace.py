@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -186,3 +187,11 @@ def test_figures_that_differ_between_manifest_and_metrics_are_made_anew(altered,
     file = tmp_path / altered
     file.write_text(file.read_text().replace("31", "61"))
     assert workspace.finished("evaluate", {}, Figures) is None
+
+
+@pytest.mark.parametrize("name", [".hid.jsonl", "..jsonl", ".jsonl", "mine.jsonl.gz"])
+def test_the_page_of_a_file_from_elsewhere_never_takes_the_place_of_the_runs_own(name, tmp_path):
+    workspace = Workspace(tmp_path)
+    folder = workspace.reports_of(Path(name))
+    assert folder.parent == workspace.reports
+    assert folder.name.strip(".")
