@@ -76,7 +76,10 @@ class Line:
     def render(self) -> Html:
         if self._under_way:
             return Html("<div>{}</div>").format(Html("").join(bar.render() for bar in self._under_way))
-        done = [*([f"{self._checks} checks hold"] if self._checks else []), *self._done]
+        done = [
+            *(["1 check holds" if self._checks == 1 else f"{self._checks} checks hold"] if self._checks else []),
+            *self._done,
+        ]
         if not done:
             return Html("")
         more = len(done) - _NAMED
