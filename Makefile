@@ -47,9 +47,9 @@ links:  ## write the repository's address into badges, install cells and documen
 run-all: $(VENV)/.for-test  ## write notebooks/run_all.ipynb from 00 to 06
 	$(VENV)/bin/python tools/run_all.py
 
-test: $(VENV)/.for-test lint  ## lint, types, import contracts, unit tests with coverage, every notebook in smoke mode
+test: $(VENV)/.for-test lint  ## lint, types, import contracts, unit tests with coverage, notebooks 00 to 06 in smoke mode
 	$(call unit-tests,$(VENV),--cov=cai_helpers --cov-report=term:skip-covered --cov-fail-under=$(COVERED))
-	$(call notebooks,$(VENV))
+	$(call in-fresh-workspace,$(VENV),notebooks/0*.ipynb)
 
 test-long: $(VENV)/.for-test  ## all of Stage 3 against its recorded bytes; USE.md pasted into a new environment (minutes)
 	$(call pytest,$(VENV),-m long)
@@ -61,9 +61,9 @@ audit: $(VENV)/.for-test  ## known weaknesses of the installed libraries, by pip
 	$(VENV)/bin/python -m pip_audit --version >/dev/null 2>&1 || $(VENV)/bin/python -m pip install --quiet pip-audit
 	$(VENV)/bin/python -m pip_audit --skip-editable
 
-test-colab: $(COLAB)/.for-test  ## unit tests and notebooks with the library versions of Colab's image
+test-colab: $(COLAB)/.for-test  ## unit tests and run_all with the library versions of Colab's image
 	$(call unit-tests,$(COLAB))
-	$(call notebooks,$(COLAB))
+	$(call in-fresh-workspace,$(COLAB),notebooks/run_all.ipynb)
 
 test-browser: $(VENV)/.for-browser  ## the notebook's widgets in headless Chromium; the system's Chromium is installed if apt can
 	CAI_BROWSER_TESTS=required HF_HUB_OFFLINE=1 $(VENV)/bin/python -m pytest tests/browser -m browser
@@ -122,12 +122,7 @@ define unit-tests
 	$(call pytest,$(1),-n 2 --dist loadfile -m "not browser and not long and not real and not faults" $(2))
 endef
 
-# 00 to 06 share a workspace, in which each builds upon the one before; run_all starts from an empty one.
-define notebooks
-	$(call in-fresh-workspace,$(1),notebooks/0*.ipynb)
-	$(call in-fresh-workspace,$(1),notebooks/run_all.ipynb)
-endef
-
+# 00 to 06 share a workspace, in which each builds upon the one before. run_all has the same cells (tests/test_notebooks.py).
 define in-fresh-workspace
 	workspace=$$(mktemp -d); trap 'rm -rf "$$workspace"' EXIT; \
 	CAI_PRESET=smoke CAI_WORKSPACE=$$workspace HF_HUB_OFFLINE=1 \

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
+import tqdm.auto
 from warm import Warm
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any library reads it: no test may reach the network
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
+from cai_helpers import screen
 from cai_helpers.models.flow import answers_of
 from cai_helpers.models.generator import Answered, Request
 from cai_helpers.schema import Completion, Messages
@@ -174,3 +176,12 @@ def colab_runtime(tmp_path, monkeypatch) -> Iterator[ColabRuntime]:
     forget()
     yield ColabRuntime(content, cloud)
     forget()
+
+
+@pytest.fixture(autouse=True)
+def no_notebook_is_left_behind() -> Iterator[None]:
+    """What a test of the notebook puts in the terminal's place is taken away again."""
+    bar = tqdm.auto.tqdm
+    yield
+    tqdm.auto.tqdm = bar
+    screen.show_on(screen.TERMINAL)

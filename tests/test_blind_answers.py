@@ -125,6 +125,6 @@ def test_the_result_stands_beside_the_verdict_in_the_report(workspace, smoke):
     assert "nobody has compared the answers blind yet" in write_run_report(smoke, workspace).read_text("utf-8")
     for row in read_answer_rows(workspace):
         append_judgement(workspace.blind_answers, row, "draft", "draft")
-    text = write_run_report(smoke, workspace).read_text("utf-8")
+    text = text_of(write_run_report(smoke, workspace).read_text("utf-8"))
     assert "Stage 3 preferred in 0 % (0–39 %) of 6 held-out prompts: 0 won, 0 tied, 6 lost" in text
     assert text.index("6 held-out prompts: 0 won") < text.index("Who wins against Stage 2")

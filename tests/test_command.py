@@ -105,6 +105,7 @@ def test_ctrl_c_while_a_command_works_ends_it_with_130(tmp_path):
         "import cai_helpers.settings as settings\n"
         "from cai_helpers.cli import app\n"
         "settings.load_settings = lambda *_: os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell ignores it in what it runs behind itself
         "app(['score'])\n"
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
