@@ -22,7 +22,7 @@ from cai_helpers.store import read_json
 ROWS = ("pairs/traces.jsonl", "evaluation/responses.jsonl")  # what takes long to make, row by row
 SAME = ("pairs/traces.jsonl", "pairs/pairs.jsonl", "dpo_dataset/train.jsonl", "evaluation/responses.jsonl")
 ADAPTER = "models/lora_adapters/adapter_model.safetensors"
-OF_A_CALL = {"seconds", "generated_now"}  # figures of an evaluation that say how it was made
+OF_A_CALL = {"seconds", "generated_now", "notes"}  # figures of an evaluation that say how it was made
 # All of them in `make test-faults CAI_KILLS=1`; `.ci/run` takes a share, so that the suite ends within a quarter of an hour.
 SHARE = float(os.environ.get("CAI_KILLS", "1"))
 KILLS = round(28 * SHARE)  # at random moments of a whole run, four times; besides those within a save
