@@ -252,6 +252,35 @@ def test_a_drive_that_vanishes_is_said_and_not_made_again_and_one_that_comes_bac
     assert "WARNING: not kept at" in workspace.run_log.read_text()
 
 
+def test_a_drive_that_is_slow_holds_nothing_up_and_has_all_of_it_in_the_end(workspace, drive, monkeypatch):
+    from cai_helpers.keeping import keeper as keeping
+    from cai_helpers.keeping import places
+
+    whole, written_meanwhile = places.copy, []
+
+    def slow(part, target):
+        before = workspace.traces.stat().st_size
+        time.sleep(0.4)
+        written_meanwhile.append(workspace.traces.stat().st_size - before)
+        return whole(part, target)
+
+    def often(name):
+        place = places.open_place(name)
+        place.pause = 0.01  # a copy is always under way
+        return place
+
+    monkeypatch.setattr(places, "copy", slow)
+    monkeypatch.setattr(keeping, "open_place", often)
+    monkeypatch.setattr(keeping, "_LOOK", 0.01)
+    store = JsonlStore(workspace.traces)
+    with keep(workspace, str(drive)):
+        for number in range(30):
+            store.append([{"id": f"while it copies {number}"}])
+            time.sleep(0.05)
+    assert max(written_meanwhile) > 0
+    assert content(drive) == content(workspace.root)
+
+
 def test_a_command_that_could_not_keep_its_work_ends_with_exit_code_1_and_one_that_could_says_so(tmp_path, monkeypatch):
     from cai_helpers.keeping import places
 
