@@ -48,7 +48,8 @@ class Kernel:
 
     def run(self, code: str, interrupt_at: str = "", kill_at: str = "", timeout: float = 240) -> Ran:
         """Run a cell to its end; or stop it, or kill the kernel, once its output holds a text."""
-        asked = self._client.execute(code, allow_stdin=False)
+        # stop_on_error: an older kernel also drops a cell that comes right after one that ended in an error
+        asked = self._client.execute(code, allow_stdin=False, stop_on_error=False)
         text, error, began = "", "", time.monotonic()
         while time.monotonic() - began < timeout:
             message = self._client.get_iopub_msg(timeout=timeout)

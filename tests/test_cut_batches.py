@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_run import make_settings, make_trainer, make_workspace
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
@@ -30,7 +31,6 @@ from cai_helpers.training.cut_batches import _with_layout
 from cai_helpers.training.memory_plan import Part, Room, parts_of
 from cai_helpers.training.policy.shared_prompt import attending_in_pairs, why_not_shared
 from cai_helpers.training.rows.batches import LikeLengths, PairCollator, lay_out, lengths_of
-from tests.tiny_run import make_settings, make_trainer, make_workspace
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {

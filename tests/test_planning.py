@@ -66,7 +66,8 @@ def test_the_products_counted_are_those_that_torch_counts():
         model(input_ids=torch.ones(1, tokens, dtype=torch.long), logits_to_keep=1)
     counted = 2 * shape.linear * tokens + 2 * shape.head
     attention = 4 * shape.layers * shape.attention * tokens * tokens  # not halved for the mask: torch counts the whole
-    assert counter.get_total_flops() in (counted, counted + attention)
+    rotary = tokens * SMALL.head_dim  # the angles are a product of matrices in some versions
+    assert counter.get_total_flops() - counted in (0, rotary, attention, attention + rotary)
 
 
 def test_the_memory_of_slots_is_what_the_engine_allocates():
