@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -250,6 +251,38 @@ def test_a_drive_that_vanishes_is_said_and_not_made_again_and_one_that_comes_bac
         assert "21 pairs" in keeper.line()
     assert (drive / "pairs/traces.jsonl").read_bytes() == workspace.traces.read_bytes()
     assert "WARNING: not kept at" in workspace.run_log.read_text()
+
+
+def test_a_drive_that_comes_back_with_the_work_of_another_machine_is_not_overwritten(workspace, drive, tmp_path):
+    with keep(workspace, str(drive)) as keeper:
+        keeper.save()
+        gone = drive.parent.with_name("gone")
+        drive.parent.rename(gone)
+        (gone / "first" / "lock.json").unlink()  # grown old: the run was taken for dead
+        with keep(new_machine(tmp_path), str(gone / "first")):
+            JsonlStore(tmp_path / "elsewhere" / "pairs" / "traces.jsonl").append([{"id": "elsewhere"}])
+        shutil.copytree(gone, drive.parent)
+        theirs = content(drive)
+        JsonlStore(workspace.traces).append([{"id": "here"}])
+        assert not keeper.save()
+        assert "another machine has written to" in keeper.line()
+    assert content(drive) == theirs
+
+
+def test_a_drive_that_hangs_does_not_keep_a_command_from_ending(workspace, drive, monkeypatch):
+    from cai_helpers.keeping import keeper as keeping
+    from cai_helpers.keeping import places
+
+    released = threading.Event()
+    keeper = keep(workspace, str(drive))
+    monkeypatch.setattr(keeping, "_LONGEST", 0.2)
+    monkeypatch.setattr(places, "copy", lambda part, target: released.wait(20))
+    threading.Thread(target=keeper.save, daemon=True).start()
+    keeper._thread = threading.Thread(target=released.wait, daemon=True)
+    keeper._thread.start()
+    assert not keeper.close()
+    assert "it has not answered" in keeper.line()
+    released.set()
 
 
 def test_a_drive_that_is_slow_holds_nothing_up_and_has_all_of_it_in_the_end(workspace, drive, monkeypatch):

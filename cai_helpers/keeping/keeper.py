@@ -104,6 +104,9 @@ class Keeper:
         if self._thread is not None:
             self._thread.join(timeout=_LONGEST)
         atexit.unregister(self.close)
+        if self._thread is not None and self._thread.is_alive():  # a drive that hangs; its lock grows old by itself
+            self._failure = (f"{datetime.now(UTC):%H:%M} UTC", f"it has not answered for {_LONGEST:.0f} s")
+            return False
         done = self.save()
         with contextlib.suppress(OSError):  # the place may be gone
             self._owned.close()

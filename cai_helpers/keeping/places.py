@@ -46,6 +46,7 @@ class FolderPlace:
     def __init__(self, folder: Path) -> None:
         self.where, self.pause = str(folder), 60.0
         self._folder = folder
+        self._last = ""  # token of the list that this process read or wrote there last
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -61,8 +62,9 @@ class FolderPlace:
     def listing(self) -> Listing | None:
         files = [self._folder / name for name in (LIST, _BEFORE) if (self._folder / name).exists()]
         for file in files:
-            with contextlib.suppress(ValueError, ValidationError):
-                return Listing.model_validate(json.loads(file.read_bytes()))
+            if (found := _listing_in(file)) is not None:
+                self._last = found.token
+                return found
         if files or any(path.name != lock.FILE for path in self._folder.iterdir()):
             raise CaiError(
                 f"{self._folder} holds something, but no list of a kept run that can be read ({LIST}).", _LOOK
@@ -98,9 +100,21 @@ class FolderPlace:
         return copy(Part(source, found), target)
 
     def _take_up_again(self) -> None:
-        """A drive that was mounted again is another folder to this process; it is ours if its list is the last one."""
-        if not (self._folder / LIST).exists():
+        """A drive that was mounted again is another folder to this process; it is ours if its list is the last one.
+
+        Raises:
+            WorkspaceVanished: it is not there yet.
+            CaiError: while it was away, another machine has taken the run for dead and gone on with it.
+        """
+        file = self._folder / LIST
+        if not file.exists():
             ground.require(self._folder)
+        found = _listing_in(file)
+        if found is None or found.token != self._last:
+            raise CaiError(
+                f"another machine has written to {self.where} while it was away",
+                "Stop one of the two, or give one of them another place.",
+            )
         ground.forget(self._folder)
         ground.open_root(self._folder)
 
@@ -109,6 +123,7 @@ class FolderPlace:
         if file.exists():
             file.replace(self._folder / _BEFORE)
         write_json(file, listing.model_dump(mode="json"))
+        self._last = listing.token
 
     def _remove(self, file: Path) -> None:
         with ground.writing(file):
@@ -205,6 +220,14 @@ class HubPlace:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(self._repository, name, local_dir=scratch, revision=self._head))
+
+
+def _listing_in(file: Path) -> Listing | None:
+    """None: it cannot be read, as when a drive tore it."""
+    try:
+        return Listing.model_validate(json.loads(file.read_bytes()))
+    except (ValueError, ValidationError):
+        return None
 
 
 def open_place(place: str) -> Place:
