@@ -123,7 +123,10 @@ def pip_succeeds(environment: Path, *arguments: str, show_errors: bool = False) 
 
 def torch_version(environment: Path) -> str:
     """The version of the torch that the environment sees, or "". Not by importing it, which takes seconds."""
-    code = "from importlib import metadata, util; print(metadata.version('torch') if util.find_spec('torch') else '')"
+    # half of a torch, as an installation that was stopped leaves it, has no metadata
+    code = (
+        "from importlib import metadata; print(next((one.version for one in metadata.distributions(name='torch')), ''))"
+    )
     return output_of(environment, code)
 
 
