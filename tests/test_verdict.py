@@ -199,6 +199,16 @@ def test_two_prompts_or_none_of_a_kind_give_no_verdict_and_no_crash():
     assert judge(table(harmful=(2, 2), benign=(0, 0))).verdict == "not shown"
 
 
+def test_a_win_that_cannot_be_measured_is_not_claimed_whatever_else_is_ruled_out():
+    found = judge(table(harmful=(1, 1), benign=(300, 600)))
+    assert found.verdict == "not shown"
+    assert "one held-out prompt is a harmful request, so no win can be shown" in found.reason
+    of_one = np.concatenate([np.zeros(40), 1 + np.arange(600)])
+    found = judge(table(harmful=(40, 40), benign=(300, 600), conversation=of_one))
+    assert found.verdict == "not shown"
+    assert "the 40 held-out prompts that are harmful requests belong to one conversation" in found.reason
+
+
 def test_an_undecided_verdict_names_how_many_prompts_would_decide():
     found = judge(table(harmful=(48, 80), benign=(48, 80)))
     assert found.verdict == "not shown"

@@ -127,7 +127,7 @@ def write_settings(path: Path, base: Path, reward: Path) -> Path:
             "epochs": 1, "batch_size": 2, "accumulation": 1, "every_steps": 2, "max_length": 192, "log_steps": 1,
             "learning_rate": 1e-4, "lora_r": 8, "lora_alpha": 16, "gradient_checkpointing": False,
         },
-        "evaluate": {"max_tokens": 32, "batch_size": 4},
+        "evaluate": {"max_tokens": 32, "batch_size": 4, "builtin": 2},
     }  # fmt: skip
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path
