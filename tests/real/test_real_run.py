@@ -256,8 +256,9 @@ print("OURS", "cai_helpers" in sys.modules)
 """
 
 
-def test_the_zip_answers_and_ends_by_itself_in_a_clean_process_that_follows_its_readme(unpacked, tmp_path):
-    code = re.search(r"```python\n(.*?)```", (unpacked / "README.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+def test_the_zip_answers_and_ends_by_itself_in_a_clean_process_that_follows_use_md(unpacked, real_base, tmp_path):
+    (unpacked / real_base.name).symlink_to(real_base)  # "a folder of the machine that trained it: put yours here"
+    code = re.search(r"```python\n(.*?)```", (unpacked / "USE.md").read_text(encoding="utf-8"), re.DOTALL)[1]
     (tmp_path / "load.py").write_text(code + ASK, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-I", str(tmp_path / "load.py")],
