@@ -6,6 +6,8 @@ wait. They may be on several machines, on which the workspace is then the same s
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -134,9 +136,13 @@ def loss_of_another(error: BaseException) -> CaiError | None:
     )
 
 
+@functools.cache
 def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
     # also makes "cuda" mean this process's own card; without one, accelerate connects nothing unless told of the CPU
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
+    # open while Python ends, it now and then aborts a process whose work is done (pytorch, pull request 179291)
+    atexit.register(state.destroy_process_group)
+    return state
