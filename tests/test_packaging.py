@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,22 @@ def test_the_second_environment_has_colabs_versions():
 
 def test_the_second_environment_pins_every_requirement():
     assert unmet(pins_in(lines_of("requirements-colab.txt")), exempt={"trl", "torch"}) == []
+
+
+@needs_colab_list
+def test_the_trl_that_colab_gets_lacks_nothing_there_and_finds_two_libraries_older_than_it_asks_for(install):
+    """What a resolver would change, and --no-deps does not: `make test-colab` runs with the older ones."""
+    version = install.COLAB_ONLY.removeprefix("trl==")
+    if metadata.version("trl") != version:
+        pytest.skip(f"trl {metadata.version('trl')} is installed here, not Colab's {version}")
+    wanted = [Requirement(line) for line in metadata.requires("trl") or []]
+    pins = pins_in(COLAB_LIST.read_text(encoding="utf-8").splitlines())
+    needed = [one for one in wanted if one.marker is None or one.marker.evaluate({"extra": ""})]
+    assert [one.name for one in needed if canonicalize_name(one.name) not in pins] == []
+    assert {one.name for one in needed if not one.specifier.contains(pins[canonicalize_name(one.name)])} == {
+        "datasets", "pyarrow"
+    }  # fmt: skip
+    assert {"datasets", "pyarrow"} <= pins_in(lines_of("requirements-colab.txt")).keys()
 
 
 def test_the_trl_that_colab_gets_is_one_we_accept(install):
