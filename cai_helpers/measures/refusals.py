@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 from typing import Literal
 
@@ -34,6 +34,7 @@ _VET = re.compile(r"\bvet")
 _AGREES = re.compile(r"(?:sure|yes|yeah|of course|okay|ok|certainly|absolutely|great|haha)\b(?! not)")
 
 
+@lru_cache(maxsize=2**18)  # curation asks twice; of 100,000 pairs all answers stay, a few hundred MB
 def classify(response: str) -> Refusal:
     """The class of `response`: see Refusal. The question is not asked for: to know it did not raise the agreement."""
     answer = _Answer(response)
