@@ -125,8 +125,12 @@ def as_override(name: str, value: str | Path) -> str:
     return f"{name}={json.dumps(str(value), ensure_ascii=False)}"
 
 
+def _names_in(overrides: list[str] | None) -> set[str]:
+    return {text.partition("=")[0].strip() for text in overrides or []}
+
+
 def _names_endpoint(overrides: list[str] | None) -> bool:
-    return any(text.partition("=")[0].strip() in ("endpoint", "endpoint.base_url") for text in overrides or [])
+    return not _names_in(overrides).isdisjoint({"endpoint", "endpoint.base_url"})
 
 
 def _outward(settings: Settings) -> frozenset[str]:
@@ -138,7 +142,7 @@ def _outward(settings: Settings) -> frozenset[str]:
 
 
 def _named(overrides: list[str] | None) -> frozenset[str]:
-    names = {text.partition("=")[0].strip() for text in overrides or []}
+    names = _names_in(overrides)
     return frozenset(OUTWARD) if "train" in names else frozenset(OUTWARD) & names
 
 

@@ -12,6 +12,7 @@ import re
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -55,6 +56,16 @@ class Hub(ThreadingHTTPServer):
         self.uploaded: list[str] = []  # sha256 of what came by LFS
         self.fail_commits = 0  # so many are answered with 500 and change nothing
         threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def constants(self, cache: Path) -> dict[str, str | bool]:
+        """huggingface_hub's, as HF_ENDPOINT, HF_HUB_OFFLINE=0 and HF_HUB_DISABLE_XET=1 would make them."""
+        return {
+            "ENDPOINT": self.address,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_CACHE": str(cache),
+        }
 
     @property
     def address(self) -> str:

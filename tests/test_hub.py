@@ -7,7 +7,7 @@ import pytest
 
 from cai_helpers.artifacts.record import _source
 from cai_helpers.errors import CaiError
-from cai_helpers.models.hub import from_hub, identity, locate, pinned
+from cai_helpers.models.hub import from_hub, hub_name, identity, locate, pinned
 from cai_helpers.models.language import load_tokenizer
 
 
@@ -85,3 +85,9 @@ def test_a_revision_that_is_not_here_is_not_taken_for_another_one(cache, monkeyp
 )
 def test_a_path_pins_nothing(name):
     assert pinned(name) is None
+
+
+def test_a_name_on_the_hub_is_taken_apart_and_a_path_is_none():
+    assert hub_name("google/gemma-2b-it") == ("google/gemma-2b-it", None)
+    assert hub_name("google/gemma-2b-it@refs/pr/1") == ("google/gemma-2b-it", "refs/pr/1")
+    assert [hub_name(name) for name in ("./a/b", "/a/b", "~/b", "a/b/c", "a", "a/", "embedded:chat")] == [None] * 7

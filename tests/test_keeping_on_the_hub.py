@@ -19,13 +19,7 @@ REPOSITORY = ("model", "me/run")
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     server = Hub()
-    for name, value in {
-        "ENDPOINT": server.address,
-        "HUGGINGFACE_CO_URL_TEMPLATE": f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-    }.items():
+    for name, value in server.constants(tmp_path / "hub").items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     yield server

@@ -79,11 +79,12 @@ def test_both_as_one_adapter_are_the_trained_model_whatever_their_ranks_and_modu
     policy = get_peft_model(model, lora)
     shake(policy)
     trained = logits(policy)
-    save_policy(policy, tmp_path / "both", "the/base", merged.factors)
+    save_policy(policy, tmp_path / "both", "the/base@v1", merged.factors)
     both = PeftModel.from_pretrained(load_tiny(tiny), tmp_path / "both")
     assert torch.allclose(logits(both), trained, atol=2e-5)
     assert not torch.allclose(trained, unmerged, atol=1e-3)
-    assert both.peft_config["default"].base_model_name_or_path == "the/base"
+    named = both.peft_config["default"]
+    assert (named.base_model_name_or_path, named.revision) == ("the/base", "v1")  # as PEFT loads a pinned base
     with both.disable_adapter():
         assert torch.equal(logits(both), logits(load_tiny(tiny)))
 

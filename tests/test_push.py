@@ -29,14 +29,8 @@ def hub():
 
 @pytest.fixture
 def push(hub, small_run, tmp_path, monkeypatch):
-    """`cai push` in this process, with huggingface_hub's constants as HF_ENDPOINT and HF_HUB_OFFLINE=0 would make them."""
-    for name, value in {
-        "ENDPOINT": hub.address,
-        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DISABLE_XET": True,
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-    }.items():
+    """`cai push` in this process, which reaches the stand-in."""
+    for name, value in hub.constants(tmp_path / "hub").items():
         monkeypatch.setattr(constants, name, value)
 
     def run(*options: str, token: str = TOKEN, code: int = 0) -> str:

@@ -256,15 +256,15 @@ def test_an_adapter_that_names_another_model_of_the_hub_is_refused(tmp_path):
     stage2 = copied("embedded:stage2", tmp_path)
     config = json.loads((stage2 / "adapter_config.json").read_text())
 
-    def named(base: str) -> str:
+    def named(base: str, ours: str = "google/gemma-2b-it") -> str:
         write_json(stage2 / "adapter_config.json", config | {"base_model_name_or_path": base})
-        return adapter_fit._other_name(
-            json.loads((stage2 / "adapter_config.json").read_text()), "google/gemma-2b-it", "mine"
-        )
+        return adapter_fit._other_name(json.loads((stage2 / "adapter_config.json").read_text()), ours, "mine")
 
     with pytest.raises(CaiError, match="mine was trained on google/gemma-2b, and the base model is google/gemma-2b-it"):
         named("google/gemma-2b")
-    assert named("google/gemma-2b-it") == ""
+    with pytest.raises(CaiError, match="mine was trained on google/gemma-2b, and the base model is"):
+        named("google/gemma-2b", ours="google/gemma-2b-it@v1")
+    assert named("google/gemma-2b-it") == named("google/gemma-2b-it", ours="google/gemma-2b-it@refs/pr/1") == ""
     assert "WARNING: it names unsloth/gemma-2b-it-bnb-4bit" in named("unsloth/gemma-2b-it-bnb-4bit")
     assert "WARNING: it names /content/gemma" in named("/content/gemma")
 

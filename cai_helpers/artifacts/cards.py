@@ -12,7 +12,7 @@ from cai_helpers.artifacts.account import OTHER_ADAPTER, Account, as_table, as_t
 from cai_helpers.artifacts.parquet import PARQUET_OF
 from cai_helpers.critique.samples import FAMILY
 from cai_helpers.measures.intervals import Interval
-from cai_helpers.models.hub import EMBEDDED, local_folder, pinned
+from cai_helpers.models.hub import EMBEDDED, hub_name, local_folder
 from cai_helpers.settings import Settings
 from cai_helpers.training.policy.losses import readable
 
@@ -136,10 +136,8 @@ def _result(group: str, metric: str, interval: Interval) -> EvalResult:
 
 def _hub_id(name: str | None) -> str | None:
     """A name that the Hub knows; a folder and an embedded model are none."""
-    if name is not None and (pin := pinned(name)) is not None:
-        return pin.repository
-    is_id = name is not None and name.count("/") == 1 and not name.startswith((EMBEDDED, ".", "/", "~"))
-    return name if is_id else None
+    found = hub_name(name) if name is not None else None
+    return None if found is None else found.repository
 
 
 def _datasets(settings: Settings) -> list[str] | None:

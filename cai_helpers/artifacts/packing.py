@@ -130,7 +130,8 @@ def _folder_hashes(packed: Packed, changed: Packed, workspace: Workspace) -> dic
 def _replacements(settings: Settings, workspace: Workspace) -> list[tuple[bytes, bytes]]:
     """What stands in texts → what is written instead. Longer paths first: they may lie in shorter ones."""
     plain: dict[str, str] = {}
-    for path in _local_paths(settings.model_dump(mode="json")):
+    texts = list(_texts(settings.model_dump(mode="json")))
+    for path in (text.rstrip("/") for text in texts if _is_local_path(text)):
         plain[path] = f"./{Path(path).name}"
         plain.setdefault(str(Path(path).expanduser().absolute()), f"./{Path(path).name}")
     plain |= (
@@ -140,32 +141,25 @@ def _replacements(settings: Settings, workspace: Workspace) -> list[tuple[bytes,
     )
     plain[str(resources.files("cai_helpers"))] = "cai_helpers"
     plain[str(Path.home())] = "~"
-    plain |= dict.fromkeys(_passwords(settings.model_dump(mode="json")), "://***@")
+    plain |= dict.fromkeys((user for text in texts for user in _USER.findall(text)), "://***@")
     ordered = sorted(((old, new) for old, new in plain.items() if len(old) > 1), key=lambda pair: -len(pair[0]))
     forms = [lambda text: text, lambda text: json.dumps(text)[1:-1], lambda text: html.escape(text)]
     words = {form(old).encode(): form(new).encode() for old, new in ordered for form in forms}
     return sorted(words.items(), key=lambda pair: -len(pair[0]))
 
 
-def _passwords(value: Any) -> Iterable[str]:
-    """Of settings that are addresses: "://user:password@"."""
+def _texts(value: Any) -> Iterable[str]:
+    """Every setting that is a text."""
     if isinstance(value, (dict, list)):
         for inner in value.values() if isinstance(value, dict) else value:
-            yield from _passwords(inner)
+            yield from _texts(inner)
     elif isinstance(value, str):
-        yield from _USER.findall(value)
+        yield value
 
 
-def _local_paths(value: Any) -> Iterable[str]:
-    """Every setting that is a path of this machine and does not lie below the current folder by its own words."""
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from _local_paths(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from _local_paths(inner)
-    elif isinstance(value, str) and (value.startswith(("/", "~")) or re.match(r"[A-Za-z]:\\", value)):
-        yield value.rstrip("/")
+def _is_local_path(text: str) -> bool:
+    """A path of this machine that does not lie below the current folder by its own words."""
+    return text.startswith(("/", "~")) or re.match(r"[A-Za-z]:\\", text) is not None
 
 
 def _replaced(content: bytes, words: list[tuple[bytes, bytes]]) -> bytes:

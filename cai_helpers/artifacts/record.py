@@ -10,7 +10,7 @@ from cai_helpers.contents import file_hash, hash_of_hashes
 from cai_helpers.evaluation.figures import Comparison, Judgement
 from cai_helpers.manifest import Manifest, all_versions, hash_of_fingerprint
 from cai_helpers.measures.intervals import Interval
-from cai_helpers.models.hub import local_folder, locate, pinned
+from cai_helpers.models.hub import CONFIGS, local_folder, locate, pinned
 from cai_helpers.schema import Record
 from cai_helpers.settings import Settings
 
@@ -134,7 +134,7 @@ def _source(name: str, shown: str) -> ModelSource:
     folder = Path(locate(name))
     if pinned(name) is None and folder.is_dir():
         return ModelSource(name=shown, sha256=file_hash(folder))
-    for file in ("config.json", "adapter_config.json"):
+    for file in CONFIGS:
         if (cached := local_folder(name, file)) is not None:
             return ModelSource(name=shown, revision=cached.name)  # …/snapshots/COMMIT
     return ModelSource(name=shown)

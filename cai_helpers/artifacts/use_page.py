@@ -8,7 +8,7 @@ from cai_helpers.artifacts.account import Account
 from cai_helpers.artifacts.packing import BASE
 from cai_helpers.artifacts.record import ADAPTER
 from cai_helpers.models.chat_format import TEMPLATE_OPTIONS
-from cai_helpers.models.hub import EMBEDDED, pinned
+from cai_helpers.models.hub import EMBEDDED, hub_name
 
 _NOTHING = "There is no adapter in this archive: {why} The pairs are described in DATASET.md.\n"
 
@@ -25,9 +25,9 @@ def loading(account: Account, trainable: bool = False, dtype: str = "dtype") -> 
     """The lines that load base, adapter and tokenizer."""
     base = account.settings.models.base
     local = base.startswith(("./", "~", "/"))
-    pin = pinned(base)
-    name = BASE if base.startswith(EMBEDDED) else base if pin is None else pin.repository
-    revision = "" if pin is None else f", revision={json.dumps(pin.revision)}"
+    repository, pin = hub_name(base) or (base, None)
+    name = BASE if base.startswith(EMBEDDED) else repository
+    revision = "" if pin is None else f", revision={json.dumps(pin)}"
     note = "  # a folder of the machine that trained it: put yours here" if local else ""
     stops = (
         f'model.generation_config = GenerationConfig.from_pretrained("{ADAPTER}")  # where answers end\n'

@@ -13,7 +13,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.models.hub_failures import asked_again, said
 
 EMBEDDED = "embedded:"
-_CONFIGS = ("config.json", "adapter_config.json")  # one of them is in the folder of a model or an adapter
+CONFIGS = ("config.json", "adapter_config.json")  # one of them is in the folder of a model or an adapter
 
 Result = TypeVar("Result")
 
@@ -24,24 +24,30 @@ def locate(name: str) -> str:
     OWNER/NAME@REVISION, once it was fetched, is its folder in the Hub's cache: what loads a model knows no such names.
     """
     if (pin := pinned(name)) is not None:
-        folder = next(filter(None, (_cached(*pin, file) for file in _CONFIGS)), None)
+        folder = next(filter(None, (_cached(*pin, file) for file in CONFIGS)), None)
         return name if folder is None else str(folder)
     if not name.startswith(EMBEDDED):
         return str(Path(name).expanduser()) if name.startswith("~") else name
     return str(resources.files("cai_helpers") / "assets" / "tiny" / name.removeprefix(EMBEDDED))
 
 
-class Pin(NamedTuple):
-    repository: str
-    revision: str  # a commit, a tag or a branch
+class HubName(NamedTuple):
+    repository: str  # OWNER/NAME
+    revision: str | None  # a commit, a tag or a branch
 
 
-def pinned(name: str) -> Pin | None:
-    """OWNER/NAME@REVISION, taken apart; None: the name pins nothing, or is a path."""
+def hub_name(name: str) -> HubName | None:
+    """OWNER/NAME or OWNER/NAME@REVISION, taken apart; None: it is something else, such as a path."""
     repository, _, revision = name.partition("@")
-    if not revision or _is_path(repository) or repository.count("/") != 1 or Path(name).exists():
+    if _is_path(repository) or repository.count("/") != 1 or (revision and Path(name).exists()):
         return None
-    return Pin(repository, revision)
+    return HubName(repository, revision or None)
+
+
+def pinned(name: str) -> HubName | None:
+    """What `hub_name` finds, if it has a revision."""
+    found = hub_name(name)
+    return found if found is not None and found.revision else None
 
 
 def identity(name: str | None) -> str | None:
@@ -61,9 +67,7 @@ def local_folder(name: str, file: str) -> Path | None:
     folder = Path(locate(name))
     if folder.is_dir():
         return folder if (folder / file).is_file() else None
-    if name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") != 1:
-        return None
-    return _cached(name, None, file)
+    return None if hub_name(name) is None else _cached(name, None, file)
 
 
 def _cached(repository: str, revision: str | None, file: str) -> Path | None:
@@ -76,8 +80,8 @@ def _cached(repository: str, revision: str | None, file: str) -> Path | None:
 
 def from_hub(load: Callable[[], Result], name: str) -> Result:
     """`asked`, for what loads a model: one of a pinned revision that is not here yet is fetched before."""
-    if pinned(name) is not None and locate(name) == name:
-        asked(lambda: _fetch_pinned(name), name)
+    if (pin := pinned(name)) is not None and locate(name) == name:
+        asked(lambda: _fetch(*pin), name)
     return asked(load, name)
 
 
@@ -101,14 +105,11 @@ def asked(load: Callable[[], Result], name: str) -> Result:
         raise said(error, name, Path(locate(name))) from error
 
 
-def _fetch_pinned(name: str) -> None:
+def _fetch(repository: str, revision: str | None) -> None:
     from huggingface_hub import snapshot_download
 
-    pin = pinned(name)
-    assert pin is not None, "whoever asks has looked"
-    snapshot_download(
-        pin.repository, revision=pin.revision, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]
-    )
+    patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+    snapshot_download(repository, revision=revision, allow_patterns=patterns)
 
 
 def _is_of_the_system(error: Exception) -> bool:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.hub import EMBEDDED, from_hub, local_folder, pinned
+from cai_helpers.models.hub import CONFIGS, from_hub, hub_name, local_folder
 from cai_helpers.models.open_models import OPEN_CHOICE
 from cai_helpers.notebook.places import in_colab
 from cai_helpers.prompts.sources import is_file
@@ -46,21 +46,13 @@ def remote_names(settings: Settings) -> list[tuple[str, str]]:
     """What the run fetches from the Hub and is not on this machine: (name, "model" or "dataset")."""
     judge = [settings.evaluate.scorer.model] if settings.evaluate.scorer else []
     models = [settings.models.base, settings.models.adapter, *(one.model for one in settings.models.rewards), *judge]
-    names = [(_repository(name), "model") for name in models if name and _is_remote_model(name)]
+    on_hub = [(name, found.repository) for name in models if name and (found := hub_name(name)) is not None]
+    names = [
+        (repository, "model") for name, repository in on_hub if not any(local_folder(name, file) for file in CONFIGS)
+    ]
     sources = [settings.prompts.source, settings.prompts.eval_source]
     data = [(name, "dataset") for name in sources if name and not is_file(name) and name not in _OPEN_DATA]
     return list(dict.fromkeys(names + data))
-
-
-def _repository(name: str) -> str:
-    pin = pinned(name)
-    return name if pin is None else pin.repository
-
-
-def _is_remote_model(name: str) -> bool:
-    is_name = name.count("/") == 1 and not name.startswith((EMBEDDED, ".", "/", "~"))
-    files = ("config.json", "adapter_config.json")
-    return is_name and all(local_folder(name, file) is None for file in files)
 
 
 def closed(name: str, kind: str) -> str | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.hub import EMBEDDED, locate
+from cai_helpers.models.hub import hub_name, locate
 from cai_helpers.models.language import without_weights
 from cai_helpers.store import read_json
 
@@ -73,18 +73,17 @@ def _other_name(config: dict[str, Any], base: str, adapter: str) -> str:
     named = config.get("base_model_name_or_path")
     if not named or named == base or Path(locate(named)).absolute() == Path(locate(base)).absolute():
         return ""
-    if _is_hub_name(named) and _is_hub_name(base) and _model(named) != _model(base):
+    said, ours = hub_name(named), hub_name(base)
+    if said and ours and said.repository == ours.repository:
+        return ""  # at another revision
+    are_folders = Path(named).exists() or Path(base).exists()
+    if said and ours and not are_folders and _model(said.repository) != _model(ours.repository):
         raise CaiError(
             f"The adapter {adapter} was trained on {named}, and the base model is {base}.",
             f"Set models.base to {named} (base_model in the form), or name an adapter of {base}. If both are the same model "
             f"under two names, write {base} as base_model_name_or_path into its {CONFIG_FILE}.",
         )
     return f"; WARNING: it names {named} as its base, and models.base is {base}"
-
-
-def _is_hub_name(name: str) -> bool:
-    is_name = name.count("/") == 1 and not name.startswith((EMBEDDED, ".", "/", "~"))
-    return is_name and not Path(name).exists()
 
 
 def _model(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.hub import EMBEDDED, asked, identity, local_folder, locate, pinned
+from cai_helpers.models.hub import EMBEDDED, asked, hub_name, identity, local_folder, locate, pinned
 from cai_helpers.models.language import load_chat_format
 from cai_helpers.readiness.adapter_fit import CONFIG_FILE, adapter_fit
 from cai_helpers.readiness.check import Check, tried
@@ -48,7 +48,7 @@ def _tried(base: str, adapter: str | None) -> list[Check]:
 def _fetched(adapter: str) -> str:
     from huggingface_hub import snapshot_download
 
-    repository, revision = pinned(adapter) or (adapter, None)
+    repository, revision = hub_name(adapter) or (adapter, None)
     asked(lambda: snapshot_download(repository, revision=revision, allow_patterns=["adapter_*"]), adapter)
     if local_folder(adapter, CONFIG_FILE) is None:
         raise CaiError(f"{adapter} on the Hub has no {CONFIG_FILE}: it is no adapter.", "Name your Stage-2 LoRA.")
@@ -85,7 +85,7 @@ def _on_hub(name: str) -> str:
             f"{name} is not on this machine, and HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE and restart, or give a folder that is here.",
         )
-    repository = pin.repository if (pin := pinned(name)) is not None else name
+    repository, _ = hub_name(name) or (name, None)
     asked(lambda: auth_check(repository), name)
     return f"{name}, accessible on the Hub"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, free_disk
-from cai_helpers.models.hub import EMBEDDED, asked, locate, pinned
+from cai_helpers.models.hub import asked, hub_name, locate
 from cai_helpers.schema import StageReport
 from cai_helpers.settings import Settings
 from cai_helpers.workspace import Workspace
@@ -54,7 +54,7 @@ def _fetch(name: str, workspace: Workspace) -> Path:
     local = Path(locate(name))
     if local.is_dir():
         return local
-    if pinned(name) is None and (name.startswith((EMBEDDED, ".", "/", "~")) or name.count("/") != 1):
+    if hub_name(name) is None:
         raise CaiError(f"There is no folder {local}.", "Check the path, or give a Hub id of the form owner/name.")
     return _fetch_from_hub(name, workspace)
 
@@ -62,7 +62,7 @@ def _fetch(name: str, workspace: Workspace) -> Path:
 def _fetch_from_hub(name: str, workspace: Workspace) -> Path:
     from huggingface_hub import HfApi, constants, snapshot_download
 
-    repository, revision = pinned(name) or (name, None)
+    repository, revision = hub_name(name) or (name, None)
     info = asked(lambda: HfApi().model_info(repository, revision=revision, files_metadata=True), name)
     files = info.siblings or []
     has_safetensors = any(file.rfilename.endswith(".safetensors") for file in files)

@@ -18,7 +18,7 @@ from safetensors.torch import save as to_bytes
 from cai_helpers.errors import CaiError
 from cai_helpers.ground import make_folder
 from cai_helpers.manifest import SETTINGS_HASH
-from cai_helpers.models.hub import locate
+from cai_helpers.models.hub import hub_name, locate
 from cai_helpers.settings import Train
 from cai_helpers.store import write_atomically, write_json
 
@@ -58,7 +58,8 @@ def save_policy(model: Any, folder: Path, base: str, stage2: Factors | None = No
     shutil.rmtree(draft, ignore_errors=True)
     model.save_pretrained(str(draft), selected_adapters=[POLICY], save_embedding_layers=False)
     config = json.loads((draft / CONFIG_FILE).read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = base  # PEFT writes where it was loaded from, a folder of this machine
+    # PEFT writes where it was loaded from, a folder of this machine
+    config["base_model_name_or_path"], config["revision"] = hub_name(base) or (base, None)
     weights, tensors = (draft / WEIGHTS_FILE).read_bytes(), adapter_tensors(model, POLICY)
     if stage2 is not None:
         from cai_helpers.training.policy.merged import combined
