@@ -30,12 +30,13 @@ from transformers import PreTrainedModel
 
 from cai_helpers.machine.hardware import GIB, this_machine
 from cai_helpers.models.batches import release_memory
-from cai_helpers.models.engine import NO_OPENING, Opening, Row
+from cai_helpers.models.row import NO_OPENING, Opening, Row
 from cai_helpers.models.sampling import row_key
 from cai_helpers.models.slots import MOST_SLOTS, Slots, slots_that_fit
+from cai_helpers.planning.generation import Length
 
 OPENINGS = {"short": 18, "two examples": 330}  # tokens
-PROMPTS = 1024
+PROMPTS = 768  # --prompts asks for more
 PORTION = 256  # prompts between two barriers
 PRINCIPLES = 80  # tokens, with the end of the instruction
 
@@ -59,7 +60,6 @@ class Figure(NamedTuple):
 VARIANTS = [
     Variant("short", barrier=True, once=False),
     Variant("short", barrier=False, once=False),
-    Variant("short", barrier=False, once=True),  # what sessions.py leaves: it saves less than padding adds
     Variant("two examples", barrier=True, once=False),
     Variant("two examples", barrier=False, once=False),
     Variant("two examples", barrier=False, once=True),
@@ -71,6 +71,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small models on a CPU")
     parser.add_argument("--gib", type=float, default=GIB_OF_A_T4, help="memory this process may use")
     parser.add_argument("--shape", choices=list(SHAPES), help="only this one")
+    parser.add_argument("--prompts", type=int, default=PROMPTS)
     parser.add_argument("--times", type=int, default=1, help="each variant is timed, after a warm-up")
     options = parser.parse_args()
     device = "cpu" if options.tiny else "cuda"
@@ -86,7 +87,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|")
     for shape in [options.shape] if options.shape else SHAPES:
         model = random_model(SHAPES[shape], device)
-        prompts = make_prompts(model.config.vocab_size, *((8, 12) if options.tiny else (PROMPTS, LONGEST)))
+        prompts = make_prompts(model.config.vocab_size, *((8, 12) if options.tiny else (options.prompts, LONGEST)))
         for variant in VARIANTS:
             figure = measure(model, prompts, variant, options.times)
             if variant.barrier:
@@ -116,7 +117,7 @@ def measure(model: PreTrainedModel, prompts: list[Prompt], variant: Variant, tim
     for _ in range(times):
         synchronize(cuda)
         started = time.perf_counter()
-        said, read = make_pairs(model, prompts, variant)
+        said, read, _ = make_pairs(model, prompts, variant)
         synchronize(cuda)
         seconds.append(time.perf_counter() - started)
     peak = torch.cuda.max_memory_allocated() / GIB if cuda else 0.0
@@ -124,23 +125,40 @@ def measure(model: PreTrainedModel, prompts: list[Prompt], variant: Variant, tim
     return Figure(said, len(prompts) / statistics.median(seconds), read, peak)
 
 
-def make_pairs(model: PreTrainedModel, prompts: list[Prompt], variant: Variant) -> tuple[Said, int]:
-    """All three answers to every prompt, the longest first, and how many tokens of prompts were read for them."""
+class Made(NamedTuple):
+    said: Said
+    read: int  # tokens of prompts
+    capacity: int  # tokens that the slots came to
+
+
+def chain_of(prompt: Prompt, variant: Variant) -> list[Length]:
+    """Draft, critique and revision in tokens."""
+    drafted = OPENINGS[variant.opening] + len(prompt.tokens) + prompt.answer
+    critique = max(1, prompt.answer // 2)
+    return [
+        Length(len(prompt.tokens), prompt.answer),
+        Length(drafted + PRINCIPLES, critique),
+        Length(drafted + critique, prompt.answer),
+    ]
+
+
+def make_pairs(model: PreTrainedModel, prompts: list[Prompt], variant: Variant) -> Made:
+    """All three answers to every prompt, the longest first."""
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].tokens))
     size = PORTION if variant.barrier else len(order)
     said: Said = {}
-    read = 0
+    read = capacity = 0
     for start in range(0, len(order), size):
-        part, count = make_portion(model, {index: prompts[index] for index in order[start : start + size]}, variant)
-        said |= part
-        read += count
-    return said, read
+        part = make_portion(model, {index: prompts[index] for index in order[start : start + size]}, variant)
+        said |= part.said
+        read, capacity = read + part.read, max(capacity, part.capacity)
+    return Made(said, read, capacity)
 
 
-def make_portion(model: PreTrainedModel, prompts: dict[int, Prompt], variant: Variant) -> tuple[Said, int]:
+def make_portion(model: PreTrainedModel, prompts: dict[int, Prompt], variant: Variant) -> Made:
     cuda = model.device.type == "cuda"
     fitting = partial(slots_that_fit, model.config, dtype=model.dtype, machine=this_machine())
-    slots = Slots(model, [], (lambda capacity: fitting(capacity=capacity)) if cuda else lambda capacity: 4)
+    slots = Slots(model, [], lambda capacity, held: fitting(capacity=capacity, held=held) if cuda else 4)
     openings = [NO_OPENING, *(Opening((step + 3,) * OPENINGS[variant.opening]) for step in (1, 2))]
     waiting = deque(prompts)
     said: Said = {index: [] for index in waiting}
@@ -157,7 +175,7 @@ def make_portion(model: PreTrainedModel, prompts: dict[int, Prompt], variant: Va
         shared = opening if variant.once else NO_OPENING
         read += len(tokens) - (len(shared) if shared in opened else 0)
         opened.add(shared)
-        length = prompt.answer if step != 1 else max(1, prompt.answer // 2)
+        length = chain_of(prompt, variant)[step].new
         sampling = SAMPLING.model_copy(update={"max_new_tokens": length})
         return Row(index, tokens, row_key(0, f"{index}/{step}"), sampling, shared)
 
@@ -176,7 +194,7 @@ def make_portion(model: PreTrainedModel, prompts: dict[int, Prompt], variant: Va
                     (behind if variant.barrier else slots.waiting).append(ask(row.number))
     finally:
         slots.close()
-    return said, read
+    return Made(said, read, slots.capacity)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ from transformers import (
 
 from cai_helpers.machine.hardware import GIB, this_machine
 from cai_helpers.models.batches import release_memory
-from cai_helpers.models.engine import NO_OPENING, Row, SlotEngine
+from cai_helpers.models.engine import SlotEngine
+from cai_helpers.models.row import NO_OPENING, Row
 from cai_helpers.models.sampling import GumbelNucleus, Sampling, draw, row_key
 from cai_helpers.models.slots import generate_rows, slots_that_fit
 
@@ -143,9 +144,8 @@ def main() -> None:
             f"\n{shape}: {len(prompts)} prompts, {lengths[0]:.0f} tokens in, {lengths[1]:.0f} out on average",
             flush=True,
         )
-        if device == "cuda":
-            print_parts(model)
-            release_memory()
+        print_parts(model, 4 if options.tiny else 128)
+        release_memory()
         for variant in VARIANTS:
             if options.only in variant.name and not (options.tiny and variant.needs_gpu):
                 figures.append(measure(shape, model, variant, prompts))
@@ -330,27 +330,27 @@ def in_slots(model: PreTrainedModel, prompts: list[Prompt], slots: int, temperat
 # ---- where a step's time goes
 
 
-def print_parts(model: PreTrainedModel) -> None:
-    """Milliseconds of the slot engine's parts with 128 slots, and whether the candidates are enough for the draw."""
+def print_parts(model: PreTrainedModel, slots: int) -> None:
+    """Milliseconds of the slot engine's parts, and whether the candidates are enough for the draw."""
     with torch.no_grad():
         fits = slots_that_fit(model.config, 2 * LONGEST, model.dtype, this_machine())
-        engine = SlotEngine(model, [], 128, 2 * LONGEST)
-        rows = deque(Row(index, list(range(3, LONGEST)), index, SAMPLING) for index in range(128))
+        engine = SlotEngine(model, [], slots, 2 * LONGEST)
+        rows = deque(Row(index, list(range(3, LONGEST)), index, SAMPLING) for index in range(slots))
         engine._admit(rows)
         scores = engine._scores()
-        enough = 128 - int(draw(scores, *engine._draw_arguments()).short.sum())
+        enough = slots - int(draw(scores, *engine._state.draw_arguments()).short.sum())
         parts = {
             "a step": engine._step,
             "of it, the model": engine._scores,
-            "of it, the draw": lambda: draw(scores, *engine._draw_arguments()),
+            "of it, the draw": lambda: draw(scores, *engine._state.draw_arguments()),
         }
         times = {name: milliseconds(engine, name, part) for name, part in parts.items()}
         for width in (32, 128, LONGEST):
-            size = min(1024 // width, 16)
+            size = min(1024 // width, 16, slots)
             mini_batch = partial(engine._prefill, list(range(size)), NO_OPENING, width, size)
             times[f"{size} prompts of {width}"] = milliseconds(engine, None, mini_batch)
     print("  ms: " + ", ".join(f"{name} {time:.2f}" for name, time in times.items()), flush=True)
-    print(f"  {fits} slots planned for this memory; 256 candidates were enough in {enough} of 128 rows", flush=True)
+    print(f"  {fits} slots planned for this memory; 256 candidates were enough in {enough} of {slots} rows", flush=True)
 
 
 def milliseconds(engine: SlotEngine, name: str | None, part: Callable[[], None], times: int = 20) -> float:
@@ -359,13 +359,14 @@ def milliseconds(engine: SlotEngine, name: str | None, part: Callable[[], None],
     def call() -> None:
         part() if name is None else engine._graphs.call(name, part)
 
+    cuda = engine._graphs.capture
     for _ in range(3):
         call()
-    torch.cuda.synchronize()
+    synchronize(cuda)
     started = time.perf_counter()
     for _ in range(times):
         call()
-    torch.cuda.synchronize()
+    synchronize(cuda)
     return 1000 * (time.perf_counter() - started) / times
 
 

@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import dpo
+import flow
 import generation
 import transformers
 from transformers import AutoModelForSequenceClassification, DebertaV2Config
@@ -85,6 +86,7 @@ def main() -> None:
 def figures_of(card: Card, tiny: bool) -> Iterator[Figure]:
     for shape, config in generation.SHAPES.items():
         yield generating(card, shape, config, tiny)
+        yield flowing(card, shape, config, tiny)
     yield scoring(card, tiny)
     for shape, config in dpo.SHAPES.items():
         for kind, lengths in dpo.data(tiny).items():
@@ -95,14 +97,39 @@ def generating(card: Card, name: str, config: Any, tiny: bool) -> Figure:
     model = generation.random_model(config, "cpu" if tiny else "cuda")
     prompts = generation.make_prompts(model.config.vocab_size, *((12, 24) if tiny else (512, generation.LONGEST)))
     slots = 4 if tiny else SLOTS
-    rows = [Length(len(prompt.tokens), prompt.answer) for prompt in prompts]
-    capacity = max(row.prompt + row.new for row in rows)
+    rows = [[Length(len(prompt.tokens), prompt.answer)] for prompt in prompts]
+    capacity = max(row.prompt + row.new for [row] in rows)
     shape = count(model)
     seconds, peak = timed(lambda: generation.in_slots(model, prompts, slots))
     return Figure(
         name,
         f"{len(rows)} texts in {slots} slots",
         generation_seconds(shape, card, rows, slots, capacity),
+        seconds,
+        generation_memory(shape, card, slots, capacity).total / GIB,
+        peak,
+    )
+
+
+def flowing(card: Card, name: str, config: Any, tiny: bool) -> Figure:
+    """Draft, critique and revision of each prompt, with critiques' and revisions' opening of 18 tokens."""
+    model = generation.random_model(config, "cpu" if tiny else "cuda")
+    prompts = generation.make_prompts(model.config.vocab_size, *((12, 24) if tiny else (384, generation.LONGEST)))
+    variant = flow.Variant("short", barrier=False, once=False)
+    chains = [flow.chain_of(prompt, variant) for prompt in prompts]
+    shape, slots = count(model), 4 if tiny else SLOTS
+    longest = max(row.prompt + row.new for chain in chains for row in chain)
+    capacity = 0
+
+    def work() -> None:
+        nonlocal capacity
+        capacity = flow.make_pairs(model, prompts, variant).capacity
+
+    seconds, peak = timed(work)
+    return Figure(
+        name,
+        f"{len(chains)} pairs in {slots} slots",
+        generation_seconds(shape, card, chains, slots, longest),
         seconds,
         generation_memory(shape, card, slots, capacity).total / GIB,
         peak,

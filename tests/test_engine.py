@@ -25,10 +25,12 @@ from transformers import (
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine
 from cai_helpers.models import engine, graphs, sessions
-from cai_helpers.models.engine import Opening, Row, SlotEngine
+from cai_helpers.models.engine import SlotEngine
 from cai_helpers.models.language import LanguageModel, load_tokenizer
+from cai_helpers.models.row import Opening, Row
 from cai_helpers.models.sampling import Sampling, row_key
 from cai_helpers.models.slot_cache import ARCHITECTURES, why_no_slots
+from cai_helpers.models.slot_state import SlotState
 from cai_helpers.models.slots import Slots, generate_rows, slots_that_fit
 
 SHAPE = {
@@ -301,6 +303,7 @@ def as_on_a_gpu(monkeypatch) -> None:
 
     monkeypatch.setattr(graphs.Graphs, "__init__", start)
     monkeypatch.setattr(graphs.Graphs, "_warm_up", lambda self, function: function())
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
 
 
 def test_rows_are_the_same_when_steps_and_mini_batches_are_replayed(llama, as_on_a_gpu, monkeypatch):
@@ -376,10 +379,10 @@ def test_running_out_of_memory_while_the_cache_is_made_halves_too_and_one_row_th
     rows = make_rows(Sampling(max_new_tokens=6, temperature=0.9))
     reference, cache = run(llama, rows, 8), engine.SlotCache
 
-    def scarce(config, slots, *others):
-        if slots > most:
+    def scarce(config, position, *others):
+        if len(position) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return cache(config, slots, *others)
+        return cache(config, position, *others)
 
     monkeypatch.setattr(engine, "SlotCache", scarce)
     most = 3
@@ -453,24 +456,60 @@ def test_rows_with_an_opening_are_the_same_in_any_slots_and_when_everything_is_r
     assert run(llama, rows, 24) == run(llama, rows[::-1], 3) == replayed
 
 
-def test_longer_rows_that_come_later_make_longer_slots_and_more_rows_make_more(llama, monkeypatch):
-    shapes = []
-    inner = SlotEngine.__init__
+GROWING = Sampling(max_new_tokens=12, temperature=0.9)
 
-    def noted(self, model, stops, slots, capacity):
-        inner(self, model, stops, slots, capacity)
-        shapes.append((slots, capacity))
 
-    monkeypatch.setattr(SlotEngine, "__init__", noted)
-    rows = make_rows(Sampling(max_new_tokens=12, temperature=0.9), (*LENGTHS, 90))
-    under_way = Slots(llama, STOPS, lambda capacity: 4 if capacity < 80 else 3)
-    made = {}
-    for batch in ([rows[0]], rows[1:10], [rows[10]]):
-        under_way.waiting.extend(batch)
-        for row, tokens in under_way.step():
-            made[row.number] = tokens
-    while under_way.unfinished:
-        made |= {row.number: tokens for row, tokens in under_way.step()}
-    assert shapes == [(1, 13), (4, 52), (3, 102)]  # at least half as long again
+def grown(llama, monkeypatch, most, batches) -> tuple[dict[int, list[int]], list[tuple[int, int]], list[int]]:
+    """Rows that come in batches: (tokens by row, (slots, tokens) that the engine was given, prompts that were read)."""
+    shapes, taken = [], []
+    inner, resize, place = SlotEngine.__init__, SlotEngine.resize, SlotState.place
+    with monkeypatch.context() as patch:
+        patch.setattr(SlotEngine, "__init__", lambda self, *given: shapes.append(given[2:]) or inner(self, *given))
+        patch.setattr(SlotEngine, "resize", lambda self, *given: shapes.append(given) or resize(self, *given))
+        patch.setattr(
+            SlotState,
+            "place",
+            lambda self, slots, rows: taken.extend(row.number for row in rows) or place(self, slots, rows),
+        )
+        under_way, made = Slots(llama, [], lambda capacity, held: most(capacity)), {}
+        for batch in batches:
+            under_way.waiting.extend(batch)
+            made |= {row.number: tokens for row, tokens in under_way.step()}
+        while under_way.unfinished:
+            made |= {row.number: tokens for row, tokens in under_way.step()}
+    return made, shapes, taken
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_slots_grow_for_longer_and_more_rows_and_those_under_way_go_on(llama, monkeypatch, request, replayed):
+    if replayed:
+        request.getfixturevalue("as_on_a_gpu")
+        monkeypatch.setattr(graphs.Graphs, "_captured", lambda self, function: Replayed(function))
+    rows = make_rows(GROWING, (*LENGTHS, 90))
+    made, shapes, taken = grown(llama, monkeypatch, lambda capacity: 9, ([rows[0]], rows[1:4], [rows[10]], rows[4:10]))
+    assert shapes == [(1, 13), (4, 45), (4, 102), (7, 128)]  # at least half as long again
+    assert sorted(taken) == list(range(11))  # none began again
     monkeypatch.undo()
-    assert made == run(llama, rows, 11)
+    assert made == run(llama, rows, 11, [])
+
+
+def test_where_longer_slots_are_fewer_the_rows_without_one_start_again_and_end_the_same(llama, monkeypatch):
+    rows = make_rows(GROWING, (*LENGTHS, 90))
+    made, shapes, taken = grown(
+        llama, monkeypatch, lambda capacity: 4 if capacity < 80 else 2, ([rows[0]], rows[1:10], [rows[10]])
+    )
+    assert shapes == [(1, 13), (4, 52), (2, 102)]
+    assert len(taken) == 12
+    assert made == run(llama, rows, 11, [])
+
+
+def test_attention_reads_no_more_of_the_slots_than_the_longest_row_has(llama, monkeypatch):
+    reached, inner = [], SlotEngine._scores
+    monkeypatch.setattr(SlotEngine, "_scores", lambda self: reached.append(self._cache.place.reach) or inner(self))
+    rows = make_rows(Sampling(max_new_tokens=150, temperature=0.9), (5, 5, 5))
+    rows.append(make_rows(Sampling(max_new_tokens=4, temperature=0.9), (300,))[0]._replace(number=3))
+    together = run(llama, rows, 4, [])
+    assert set(reached) == {128, 256, 320}  # 320: the whole slot, of 304 tokens
+    assert reached[0] == 320
+    monkeypatch.undo()
+    assert together == run(llama, rows, 1, [])

@@ -1,7 +1,7 @@
 """The plan counts what the models do: its figures are held against models that are really built and run."""
 
 import json
-from collections import deque
+from collections import Counter, deque
 from pathlib import Path
 
 import plan_minutes
@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from cai_helpers.cli import app
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, Machine, this_machine
-from cai_helpers.models.engine import Row, SlotEngine
+from cai_helpers.models.engine import SlotEngine
+from cai_helpers.models.row import Row
 from cai_helpers.models.sampling import Sampling
 from cai_helpers.models.shapes import KNOWN, config_of
+from cai_helpers.models.slots import Slots
 from cai_helpers.planning import generation
 from cai_helpers.planning.card import CARDS, Place, card_of, measure_card
 from cai_helpers.planning.generation import Length, generation_memory, generation_seconds, slots_of
@@ -81,34 +83,39 @@ def test_the_memory_of_slots_is_what_the_engine_allocates():
     assert generation_memory(shape, place, 6, 100).weights == sum(part.nbytes for part in model.parameters())
 
 
-def test_the_schedule_played_through_takes_the_steps_that_the_engine_takes(monkeypatch):
-    """Steps and prompts read, counted in a real engine on the CPU; with a card where a step takes a second, all else none."""
+@pytest.mark.parametrize("following", [0, 2])
+def test_the_schedule_played_through_takes_the_steps_that_the_engine_takes(monkeypatch, following):
+    """Steps and how far attention reaches in each, counted in a real engine on the CPU: texts alone, and each with two
+    that wait for the one before. Of the card only that is counted, and no time for anything else."""
     model = AutoModelForCausalLM.from_config(SMALL).eval()
-    rows = [Length(prompt, new) for prompt, new in zip(range(5, 45), [3, 17, 9, 30, 12] * 8, strict=True)]
-    order = sorted(rows, key=lambda row: -row.prompt)
-    waiting = deque(
-        Row(number, list(range(3, 3 + row.prompt)), number, Sampling(max_new_tokens=row.new, temperature=0.0))
-        for number, row in enumerate(order)
-    )
-    engine = SlotEngine(model, [], 8, 80)
-    steps = 0
-    step = engine._step
+    chains = [
+        [Length(prompt + 60 * turn, new + turn) for turn in range(1 + following)]
+        for prompt, new in zip(range(5, 125, 3), [3, 17, 9, 30, 12] * 8, strict=True)
+    ]
+    chains.sort(key=lambda chain: -chain[0].prompt)
 
-    def counted() -> None:
-        nonlocal steps
-        steps += 1
-        step()
+    def row(number: int, turn: int) -> Row:
+        length = chains[number][turn]
+        sampling = Sampling(max_new_tokens=length.new, temperature=0.0)
+        return Row(number, [3] * length.prompt, number, sampling)
 
-    monkeypatch.setattr(engine, "_step", counted)
-    made = 0
-    while waiting or engine.under_way():
-        made += sum(len(tokens) for _, tokens in engine.step(waiting))
-    assert made == sum(row.new for row in rows)
+    reached, scores = [], SlotEngine._scores
+    monkeypatch.setattr(SlotEngine, "_scores", lambda self: reached.append(self._cache.place.reach) or scores(self))
+    slots, to_come, done = Slots(model, [], lambda capacity, held: 8, capacity=300), deque(range(40)), Counter()
+    while to_come or slots.unfinished:
+        while to_come and slots.unfinished < 12:
+            slots.waiting.append(row(to_come.popleft(), 0))
+        for ended, tokens in slots.step():
+            assert len(tokens) == ended.sampling.max_new_tokens
+            done[ended.number] += 1
+            if done[ended.number] <= following:
+                slots.waiting.append(row(ended.number, done[ended.number]))
+    assert set(done.values()) == {1 + following}
     card = card_of("t4").model_copy(update={"host_forward": 0.0})
-    monkeypatch.setattr(generation, "_step_seconds", lambda *_: 1.0)
     monkeypatch.setattr(generation, "_read_seconds", lambda *_: 0.0)
-    planned = generation_seconds(count(model), card, rows, 8, 80)
-    assert planned == pytest.approx(steps, rel=0.15)
+    for counted, of_a_step in ((len(reached), lambda *_: 1.0), (sum(reached), lambda *given: given[-1])):
+        monkeypatch.setattr(generation, "_step_seconds", of_a_step)
+        assert generation_seconds(count(model), card, chains, 8, 300) == pytest.approx(counted, rel=0.15)
 
 
 def test_twice_the_work_takes_twice_the_time():
@@ -120,7 +127,7 @@ def test_twice_the_work_takes_twice_the_time():
     )
     once, twice = (training_seconds(shape, card, rows, 8, Room(2000, 20000), 3) for rows in (pairs, pairs * 2))
     assert twice == pytest.approx(2 * once)
-    rows = [Length(100, 150)] * 512
+    rows = [[Length(100, 150)]] * 512
     once, twice = (generation_seconds(shape, card, some, 128, 512) for some in (rows, rows * 2))
     assert twice == pytest.approx(2 * once, rel=0.05)
 
@@ -128,7 +135,7 @@ def test_twice_the_work_takes_twice_the_time():
 def test_a_card_that_computes_twice_as_fast_halves_what_is_arithmetic():
     shape, card = shape_of(GEMMA), card_of("t4")
     faster = card.model_copy(update={"flops": 2 * card.flops, "bandwidth": 2 * card.bandwidth, "thin": 2 * card.thin})
-    rows = [Length(300, 200)] * 512
+    rows = [[Length(300, 200)]] * 512
     slow, fast = (generation_seconds(shape, one, rows, 128, 512) for one in (card, faster))
     assert 0.5 < fast / slow < 0.6
 
@@ -191,7 +198,7 @@ def test_without_a_limit_nothing_says_how_many_prompts_there_are(tmp_path):
 )
 def test_a_protocol_brings_its_calls(tmp_path, protocol, calls):
     work = workload_of(load_settings("t4", [f"generate.protocol={protocol}", "prompts.limit=50"]), Workspace(tmp_path))
-    assert (len(work.drafts), len(work.calls)) == (50, 50 * calls)
+    assert sum(map(len, work.chains)) == 50 * (1 + calls)
 
 
 def test_a_model_that_is_too_large_is_refused_with_the_setting_to_change(tmp_path):

@@ -15,14 +15,15 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 
 from cai_helpers.models.graphs import Graphs
-from cai_helpers.models.sampling import Sampling, draw, draw_from_all, not_finite
+from cai_helpers.models.row import Opening, Row
+from cai_helpers.models.sampling import draw, draw_from_all, not_finite
 from cai_helpers.models.slot_cache import SlotCache, attending_to_slots, causal, visible, without_adapter_shell
+from cai_helpers.models.slot_state import SlotState
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -32,39 +33,7 @@ _STEPS = 8  # between two looks: looking waits for the device, and an ended row 
 PREFILL_TOKENS = 1024  # read at once, padding included: enough to keep a GPU busy, little enough to need no plan
 _WAITS_FOR = 8  # prompts are read as soon as one slot in so many is empty
 _MULTIPLE = 32  # prompts are padded to one of it, so that few graphs serve all lengths
-
-
-@dataclass(frozen=True, eq=False)  # told apart by identity: one object for all rows that share it
-class Opening:
-    """Tokens that several prompts begin with: they are read once for all of them."""
-
-    tokens: tuple[int, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-NO_OPENING = Opening()
-
-
-class Row(NamedTuple):
-    """One text to be made."""
-
-    number: int  # the caller's name for it
-    prompt: list[int]  # token ids
-    key: int  # of its randomness: sampling.row_key
-    sampling: Sampling
-    opening: Opening = NO_OPENING
-
-    @property
-    def length(self) -> int:
-        """Tokens it may come to."""
-        return len(self.prompt) + self.sampling.max_new_tokens
-
-    @property
-    def unread(self) -> int:
-        """Tokens of the prompt that a prefill has to read; the last is read by the first step."""
-        return len(self.prompt) - len(self.opening) - 1
+_REACH = 128  # attention reads the slots to a multiple of it: each is a graph of its own
 
 
 class SlotEngine:
@@ -74,28 +43,41 @@ class SlotEngine:
         self, model: PreTrainedModel | PeftModel, stop_tokens: Collection[int], slots: int, capacity: int
     ) -> None:
         self._model = without_adapter_shell(model)
-        self.slots = slots
+        self.slots, self.capacity = slots, _rounded(capacity, _MULTIPLE)
         device, dtype = self._model.device, self._model.dtype
-        self.capacity = -(-max(capacity, 2) // _MULTIPLE) * _MULTIPLE  # attention kernels want it even
-        self._cache = SlotCache(self._model.config, slots, self.capacity, dtype, device)
+        self._state = SlotState(slots, self.capacity, device)
+        self._cache = SlotCache(self._model.config, self._state.position, self.capacity, dtype)
         parameters = inspect.signature(self._model.forward).parameters
         self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # renamed in transformers 5.24
-        self._position = self._cache.place.position
         self._rows: list[Row | None] = [None] * slots
         self._left = [0] * slots  # tokens that the row may still come to, as of the last look
         self._stops = torch.tensor(sorted(stop_tokens), device=device)
-        self._tokens = torch.zeros(slots + 1, self.capacity, dtype=torch.long, device=device)  # prompt and answer
-        self._start = torch.ones(slots, dtype=torch.long, device=device)  # length of the prompt
-        self._end = torch.ones_like(self._start)  # length that it may come to
-        self._row_key = torch.zeros_like(self._start)
-        self._temperature = torch.zeros(slots, device=device)
-        self._top_p = torch.ones(slots, device=device)
-        self._running = torch.zeros(slots, dtype=torch.bool, device=device)
-        self._short = torch.zeros_like(self._running)  # waits for a draw from the whole vocabulary
-        self._broken = torch.zeros_like(self._running)  # its scores were not finite
         self._openings: dict[Opening, list[tuple[torch.Tensor, torch.Tensor]]] = {}  # keys and values, by layer
         self._exact_steps = 0  # of the next ones
         self._graphs = Graphs(device)
+
+    @property
+    def stored(self) -> int:
+        """Bytes of keys and values."""
+        return self._cache.stored
+
+    def resize(self, slots: int, capacity: int) -> list[Row]:
+        """So many slots, of so many tokens, no shorter than before. Rows go on where they are, with what is known of them.
+
+        Returns those that have no slot any more. Raises RuntimeError where memory runs out; then the engine is of no use.
+        """
+        self._graphs.forget()  # they know the old addresses
+        taken = [slot for slot, row in enumerate(self._rows) if row is not None]
+        kept, dropped = taken[:slots], taken[slots:]
+        without = [row for slot in dropped if (row := self._rows[slot]) is not None]
+        capacity = _rounded(capacity, _MULTIPLE)
+        state = self._state.resized(slots, capacity, kept)
+        self._cache.resize(state.position, capacity, kept)
+        self._state, self.slots, self.capacity = state, slots, capacity
+        empty = slots - len(kept)
+        self._rows = [*(self._rows[slot] for slot in kept), *[None] * empty]
+        self._left = [*(self._left[slot] for slot in kept), *[0] * empty]
+        return without
 
     def step(self, rows: deque[Row]) -> list[tuple[Row, list[int]]]:
         """Take rows into empty slots from `rows`, all of which fit, and go on by some tokens.
@@ -107,11 +89,12 @@ class SlotEngine:
         """
         if not self._admit(rows):
             return []
+        self._cache.place.reach = reach = self._reach()
         for step in range(min(_STEPS, max(self._left))):
             if step < self._exact_steps:
                 self._step_exactly()
             else:
-                self._graphs.call("decode", self._step)
+                self._graphs.call(("decode", reach), self._step)
         ended, short = self._look()
         # where most rows want the whole vocabulary, as at a high temperature, every step draws from it
         self._exact_steps = 0 if not short else 1 if short * 2 < len(self.under_way()) else _STEPS
@@ -119,6 +102,11 @@ class SlotEngine:
 
     def under_way(self) -> list[Row]:
         return [row for row in self._rows if row is not None]
+
+    def _reach(self) -> int:
+        """Tokens of a slot that attention has to read until the next look: as many as the longest row has by then."""
+        longest = max(row.length - left for row, left in zip(self._rows, self._left, strict=True) if row is not None)
+        return min(self.capacity, _rounded(longest + _STEPS, _REACH))
 
     # ---- rows in
 
@@ -138,7 +126,7 @@ class SlotEngine:
             slots = empty[: len(taken)]
             for slot, row in zip(slots, taken, strict=True):
                 self._rows[slot], self._left[slot] = row, row.sampling.max_new_tokens
-            self._place(slots, taken)
+            self._state.place(slots, taken)
             if opening:
                 self._open(slots, opening)
             if width:
@@ -165,35 +153,14 @@ class SlotEngine:
         return taken
 
     @torch.no_grad()
-    def _place(self, slots: list[int], rows: list[Row]) -> None:
-        index = torch.tensor(slots)
-        texts = torch.zeros(len(rows), self.capacity, dtype=torch.long)
-        for text, row in zip(texts, rows, strict=True):
-            text[: len(row.prompt)] = torch.tensor(row.prompt)
-        lengths = torch.tensor([len(row.prompt) for row in rows])
-        new = {
-            self._tokens: texts,
-            self._position: lengths - 1,
-            self._start: lengths,
-            self._end: torch.tensor([row.length for row in rows]),
-            self._row_key: torch.tensor([row.key for row in rows]),
-            self._temperature: torch.tensor([row.sampling.temperature for row in rows]),
-            self._top_p: torch.tensor([row.sampling.top_p for row in rows]),
-            self._running: torch.ones(len(rows), dtype=torch.bool),
-        }
-        index = index.to(self._tokens.device)
-        for state, values in new.items():
-            state[index] = values.to(state.device)
-
-    @torch.no_grad()
     def _open(self, slots: list[int], opening: Opening) -> None:
         """Keys and values of the opening, into the slots of rows that begin with it; read where it was not yet."""
         if opening not in self._openings:
-            tokens = torch.tensor([opening.tokens], device=self._position.device)
+            tokens = torch.tensor([opening.tokens], device=self._model.device)
             with self._cache.noting() as noted:
                 self._read(tokens, 0)
             self._openings[opening] = noted
-        self._cache.copy_to(torch.tensor(slots, device=self._position.device), self._openings[opening])
+        self._cache.copy_to(torch.tensor(slots, device=self._model.device), self._openings[opening])
 
     def _prefill(self, slots: list[int], opening: Opening, width: int, size: int) -> None:
         """Keys and values of the prompts; what stands behind the shorter ones is overwritten before it is seen."""
@@ -202,7 +169,7 @@ class SlotEngine:
 
         @torch.no_grad()
         def read() -> None:
-            tokens = self._tokens.index_select(0, static)[:, len(opening) : len(opening) + width]
+            tokens = self._state.tokens.index_select(0, static)[:, len(opening) : len(opening) + width]
             with self._cache.prefilling(static, len(opening)):
                 self._read(tokens, len(opening))
 
@@ -226,60 +193,45 @@ class SlotEngine:
     @torch.no_grad()
     def _step(self) -> None:
         scores = self._scores()
-        drawn = draw(scores, *self._draw_arguments())
-        self._advance(scores, drawn.tokens, drawn.short, drawn.finite)
+        drawn = draw(scores, *self._state.draw_arguments())
+        self._state.advance(scores, *drawn, self._stops)
 
     @torch.no_grad()
     def _step_exactly(self) -> None:
         """A step in which no row stays short."""
-        self._running |= self._short
-        self._short.zero_()
-        scores, arguments = self._scores(), self._draw_arguments()
+        state = self._state
+        state.running |= state.short
+        state.short.zero_()
+        scores, arguments = self._scores(), state.draw_arguments()
         drawn = draw(scores, *arguments)
-        some = drawn.short & self._running & drawn.finite
+        some = drawn.short & state.running & drawn.finite
         if some.any():
             drawn.tokens[some] = draw_from_all(scores[some], *(part[some] for part in arguments))
-        self._advance(scores, drawn.tokens, torch.zeros_like(some), drawn.finite)
+        state.advance(scores, drawn.tokens, torch.zeros_like(some), drawn.finite, self._stops)
 
     def _scores(self) -> torch.Tensor:
         """(slots, vocabulary), of the token that follows the one at each slot's position."""
-        position = self._position.unsqueeze(1)
+        state = self._state
+        position = state.position.unsqueeze(1)
         with attending_to_slots(self._model):
             output = self._model(
-                input_ids=self._tokens[: self.slots].gather(1, position),
-                attention_mask=visible(self._position, self.capacity, self._model.dtype),
+                input_ids=state.tokens[: self.slots].gather(1, position),
+                attention_mask=visible(state.position, self._cache.place.reach, self._model.dtype),
                 position_ids=position,
                 use_cache=True,
                 **{self._cache_name: self._cache},
             )
         return output.logits[:, -1]
 
-    def _draw_arguments(self) -> tuple[torch.Tensor, ...]:
-        drawn_before = self._position + 1 - self._start
-        temperature = self._temperature.masked_fill(self._temperature == 0, 1.0)  # greedy rows do not use what is drawn
-        return tuple(part.unsqueeze(1) for part in (self._row_key, drawn_before, temperature, self._top_p))
-
-    def _advance(self, scores: torch.Tensor, drawn: torch.Tensor, short: torch.Tensor, finite: torch.Tensor) -> None:
-        """Keep the drawn tokens and move on, in place. A row that has ended or is short stays where it is."""
-        greedy = self._temperature == 0
-        drawn = torch.where(greedy, scores.argmax(-1), drawn)
-        self._broken |= self._running & ~finite
-        self._short |= self._running & short & ~greedy
-        moves = self._running & ~self._short
-        after = (self._position + 1).unsqueeze(1)
-        tokens = self._tokens[: self.slots]
-        tokens.scatter_(1, after, torch.where(moves.unsqueeze(1), drawn.unsqueeze(1), tokens.gather(1, after)))
-        ended = (drawn.unsqueeze(1) == self._stops).any(1) | (self._position + 2 >= self._end)
-        self._running.copy_(moves & ~ended)
-        self._position += self._running
-
     # ---- rows out
 
     @torch.no_grad()
     def _look(self) -> tuple[list[tuple[Row, list[int]]], int]:
         """(rows that have ended with their tokens, rows that are short). The only place where the host waits."""
-        state = torch.stack([self._running, self._short, self._broken, self._position]).tolist()
-        running, short, broken, position = state
+        state = self._state
+        running, short, broken, position = torch.stack(
+            [state.running, state.short, state.broken, state.position]
+        ).tolist()
         if any(broken):
             raise not_finite(self._model)
         done = [
@@ -287,11 +239,15 @@ class SlotEngine:
             for slot, row in enumerate(self._rows)
             if row is not None and not running[slot] and not short[slot]
         ]
-        slots = torch.tensor([slot for slot, _ in done], dtype=torch.long, device=self._tokens.device)
-        texts = self._tokens[slots].tolist() if done else []
+        slots = torch.tensor([slot for slot, _ in done], dtype=torch.long, device=self._model.device)
+        texts = state.tokens[slots].tolist() if done else []
         ended = []
         for (slot, row), text in zip(done, texts, strict=True):
             ended.append((row, text[len(row.prompt) : position[slot] + 2]))
             self._rows[slot] = None
         self._left = [0 if row is None else row.length - position[slot] - 1 for slot, row in enumerate(self._rows)]
         return ended, sum(short)
+
+
+def _rounded(tokens: int, multiple: int) -> int:
+    return -(-max(tokens, 2) // multiple) * multiple

@@ -24,6 +24,14 @@ class Graphs:
         self._side = torch.cuda.Stream(device) if self.capture else None
         self._pool = torch.cuda.graph_pool_handle() if self.capture else None
 
+    def forget(self) -> None:
+        """What they read is about to move: all are captured anew. Gives their memory back. None of them may still run."""
+        self._graphs.clear()
+        self._inputs.clear()
+        if self.capture:
+            self._pool = torch.cuda.graph_pool_handle()
+            torch.cuda.empty_cache()
+
     def input(self, name: object, values: list[int]) -> torch.Tensor:
         """The tensor that the graph `name` reads, with `values` in it."""
         new = torch.tensor(values)

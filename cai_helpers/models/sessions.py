@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from cai_helpers.machine.hardware import this_machine
 from cai_helpers.models.batches import in_batches
-from cai_helpers.models.engine import NO_OPENING, Opening, Row
 from cai_helpers.models.generator import Answered, Request
+from cai_helpers.models.row import NO_OPENING, Opening, Row
 from cai_helpers.models.sampling import FiniteScores, GumbelNucleus, row_key
 from cai_helpers.models.slots import MOST_SLOTS, Slots, slots_that_fit
 from cai_helpers.schema import Completion, Message, Messages
@@ -61,9 +61,10 @@ class SlotSession:
         self._language.longest_row = self._slots.capacity
         self._slots.close()
 
-    def _most_slots(self, capacity: int) -> int:
-        model = self._language.model
-        most = slots_that_fit(model.config, capacity, model.dtype, this_machine()) if self._on_gpu else self._batch_size
+    def _most_slots(self, capacity: int, held: int) -> int:
+        model, most = self._language.model, self._batch_size
+        if self._on_gpu:
+            most = slots_that_fit(model.config, capacity, model.dtype, this_machine(), held)
         return min(most, self._language.largest_batch or most)
 
     def _tokens(self, texts: list[str]) -> list[list[int]]:

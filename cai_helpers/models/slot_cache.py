@@ -7,7 +7,7 @@ implementation registered by name, which is set only while a step runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,7 @@ class Place:
 
     rows: torch.Tensor  # (slots,) 0, 1, 2, …
     position: torch.Tensor  # (slots,) of the token that is being read
+    reach: int  # tokens of a slot that decoding rows attend to: no row has more
     prefilled: torch.Tensor | None = None  # (rows,) slots of the prompts that are being read; None: decoding
     start: int = 0  # tokens that stand in those slots already, before what is being read
     noted: list[tuple[torch.Tensor, torch.Tensor]] | None = None  # keys and values, by layer, instead of any slot
@@ -45,14 +46,31 @@ class SlotCache(Cache):
     capacity: tokens of a row, prompt and answer together.
     """
 
-    def __init__(
-        self, config: PreTrainedConfig, slots: int, capacity: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        rows = torch.arange(slots, device=device)
-        self.place = Place(rows, torch.zeros_like(rows))
-        shape = (slots + 1, config.num_key_value_heads, capacity, head_size(config))
-        layers = [_SlotLayer(self.place, shape, dtype, device) for _ in range(config.num_hidden_layers)]
+    def __init__(self, config: PreTrainedConfig, position: torch.Tensor, capacity: int, dtype: torch.dtype) -> None:
+        """position: (slots,) of the token that each row reads next; whoever hands it over moves it."""
+        self.place = Place(torch.arange(len(position), device=position.device), position, capacity)
+        shape = (len(position) + 1, config.num_key_value_heads, capacity, head_size(config))
+        layers = [_SlotLayer(self.place, shape, dtype, position.device) for _ in range(config.num_hidden_layers)]
         super().__init__(layers=layers)
+
+    @property
+    def stored(self) -> int:
+        """Bytes."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+
+    def resize(self, position: torch.Tensor, capacity: int, kept: Sequence[int]) -> None:
+        """As many slots as `position` has, no shorter than before, of which the first are the `kept` ones.
+
+        Layer by layer, so that only one of them is there twice.
+        """
+        place = self.place
+        place.rows, place.position, place.reach = (
+            torch.arange(len(position), device=position.device),
+            position,
+            capacity,
+        )
+        for layer in self.layers:
+            layer.resize(len(position), capacity, kept)
 
     @contextmanager
     def prefilling(self, slots: torch.Tensor, start: int) -> Iterator[None]:
@@ -90,6 +108,17 @@ class _SlotLayer(CacheLayerMixin):
         self.values = torch.zeros_like(self.keys)
         self.is_initialized = True
 
+    def resize(self, slots: int, capacity: int, kept: Sequence[int]) -> None:
+        self.keys = self._resized(self.keys, slots, capacity, kept)
+        self.values = self._resized(self.values, slots, capacity, kept)
+
+    def _resized(self, stored: torch.Tensor, slots: int, capacity: int, kept: Sequence[int]) -> torch.Tensor:
+        _, heads, before, size = stored.shape
+        new = torch.zeros(slots + 1, heads, capacity, size, dtype=stored.dtype, device=stored.device)
+        for slot, was in enumerate(kept):  # one by one: an indexed copy would make another
+            new[slot, :, :before] = stored[was]
+        return new
+
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,7 +135,7 @@ class _SlotLayer(CacheLayerMixin):
         slots = len(place.rows)
         for stored, new in ((self.keys, key_states), (self.values, value_states)):
             stored[place.rows, :, place.position] = new[:, :, 0]
-        return self.keys[:slots], self.values[:slots]
+        return self.keys[:slots, :, : place.reach], self.values[:slots, :, : place.reach]
 
     def _prefill(self, stored: torch.Tensor, new: torch.Tensor, slots: torch.Tensor, start: int) -> torch.Tensor:
         stored[slots, :, start : start + new.shape[2]] = new

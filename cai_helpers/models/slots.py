@@ -11,7 +11,8 @@ import torch
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Machine, usable_memory
 from cai_helpers.models.batches import is_out_of_memory, release_memory
-from cai_helpers.models.engine import PREFILL_TOKENS, Row, SlotEngine
+from cai_helpers.models.engine import PREFILL_TOKENS, SlotEngine
+from cai_helpers.models.row import Row
 from cai_helpers.models.slot_cache import head_size
 
 if TYPE_CHECKING:
@@ -26,20 +27,23 @@ Ended = list[tuple[Row, list[int]]]
 
 
 class Slots:
-    """Rows of one model, under way in a SlotEngine that is made anew where it is too small for what waits.
+    """Rows of one model, under way in a SlotEngine that grows where it is too small for what waits.
 
-    Rows under way then start again, and end the same.
+    Rows under way go on; those for which no slot is left, as after running out of memory, start again and end the same.
     """
 
     def __init__(
         self,
         model: PreTrainedModel | PeftModel,
         stop_tokens: Collection[int],
-        slots: Callable[[int], int],
+        slots: Callable[[int, int], int],
         on_halved: Callable[[int], None] = lambda slots: None,
         capacity: int = 0,
     ) -> None:
-        """slots: how many of so many tokens fit into the memory. capacity: tokens that rows will come to, as far as known."""
+        """slots: how many of so many tokens fit into the memory that is free, so many bytes included that slots hold already.
+
+        capacity: tokens that rows will come to, as far as known.
+        """
         self.waiting: deque[Row] = deque()
         self.capacity = capacity  # tokens of a slot
         self.most = 0  # slots that the present length of the rows allows; 0: nothing has run yet
@@ -85,21 +89,22 @@ class Slots:
 
     def _fitting_engine(self) -> SlotEngine:
         engine, longest = self._engine, max((row.length for row in self.waiting), default=0)
-        if longest > self.capacity:  # critiques are longer than drafts: in steps, since all rows under way start again
+        if longest > self.capacity:  # critiques are longer than drafts: in steps, since graphs are captured anew
             self.capacity = max(longest, int(_GROWTH * self.capacity))
         if engine is not None and engine.capacity >= self.capacity:
             more = engine.slots < self.most and len(self.waiting) > engine.slots
             if not more:
                 return engine
-        self._put_back()
-        before = 0 if engine is None else engine.slots
-        engine = self._engine = None
-        release_memory()
-        most = self._slots(self.capacity)
+        if engine is None:
+            release_memory()
+        most = self._slots(self.capacity, 0 if engine is None else engine.stored)
         self.most = most if self._halved is None else min(most, self._halved)
-        self._size = min(self.most, max(len(self.waiting), before))
-        self._engine = SlotEngine(self._model, self._stop_tokens, self._size, self.capacity)
-        return self._engine
+        self._size = min(self.most, max(self.unfinished, 0 if engine is None else engine.slots))
+        if engine is None:
+            engine = self._engine = SlotEngine(self._model, self._stop_tokens, self._size, self.capacity)
+        else:
+            self.waiting.extendleft(reversed(engine.resize(self._size, max(self.capacity, engine.capacity))))
+        return engine
 
     def _put_back(self) -> None:
         self.waiting.extendleft(reversed(self._under_way()))
@@ -125,7 +130,7 @@ def generate_rows(
     on_halved: Callable[[int], None] = lambda slots: None,
 ) -> Iterator[tuple[Row, list[int]]]:
     """Yield (row, its new tokens) as rows end, taking them from `rows`, which may grow meanwhile."""
-    under_way = Slots(model, stop_tokens, lambda capacity: slots, on_halved)
+    under_way = Slots(model, stop_tokens, lambda capacity, held: slots, on_halved)
     under_way.waiting = rows
     try:
         while under_way.unfinished:
@@ -134,13 +139,15 @@ def generate_rows(
         under_way.close()
 
 
-def slots_that_fit(config: PreTrainedConfig, capacity: int, dtype: torch.dtype, machine: Machine) -> int:
+def slots_that_fit(config: PreTrainedConfig, capacity: int, dtype: torch.dtype, machine: Machine, held: int = 0) -> int:
     """Slots of `capacity` tokens in the memory that is free, once the model is loaded; at least 1, at most MOST_SLOTS.
+
+    held: bytes that slots hold already.
 
     A slot holds keys and values, 2 · layers · heads · head size · capacity values, and its share of the scores: a row of
     the vocabulary in the model's precision and, at most four times, in fp32. A prefill comes on top.
     """
-    free = usable_memory(machine) - (torch.cuda.memory_allocated() if machine.device == "cuda" else 0)
+    free = usable_memory(machine) - (torch.cuda.memory_allocated() - held if machine.device == "cuda" else 0)
     stored = 2 * config.num_hidden_layers * config.num_key_value_heads * head_size(config) * capacity * dtype.itemsize
     scores = config.vocab_size * (dtype.itemsize + 4 * 4)
     prefill = PREFILL_TOKENS * (8 * config.hidden_size + 4 * config.intermediate_size) * dtype.itemsize

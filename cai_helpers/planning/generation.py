@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from cai_helpers.machine.hardware import Machine, torch_dtype
 from cai_helpers.planning.card import Card, Place
 from cai_helpers.planning.shape import Shape
 
-_STEPS, _PREFILL_TOKENS, _WAITS_FOR, _MULTIPLE = 8, 1024, 8, 32  # as models/engine.py
+_STEPS, _PREFILL_TOKENS, _WAITS_FOR, _MULTIPLE, _REACH = 8, 1024, 8, 32, 128  # as models/engine.py
 _DRAW = 72  # bytes that move for each score of a row's draw: its passes over the vocabulary
 _DRAW_LAYERS = 3  # what the draw and the bookkeeping of a step start, in layers' worth of kernels
 _CACHE = 3  # times as long as copying it that attention takes to read the cache, few rows of a query at a time
@@ -23,6 +23,9 @@ class Length(NamedTuple):
 
     prompt: int
     new: int
+
+
+Chain = Sequence[Length]  # texts of which each waits for the one before, as a critique for its draft
 
 
 class GenerationMemory(NamedTuple):
@@ -59,41 +62,79 @@ def generation_memory(shape: Shape, card: Place, slots: int, capacity: int) -> G
 
 
 def generation_seconds(
-    shape: Shape, card: Card, rows: Sequence[Length], slots: int, capacity: int, batch: int = 32
+    shape: Shape, card: Card, chains: Sequence[Chain], slots: int, capacity: int, batch: int = 32
 ) -> float:
-    """`rows`, the longest prompts first, through the slots; or in batches, where the model does not go into slots.
+    """`chains`, those with the longest prompts first, through the slots; or in batches, where the model has no slots.
 
-    A step moves all weights, or multiplies them with a row for each slot, whichever takes longer; reads every slot to its
-    whole capacity; and draws. Prompts are read by the mini-batch, padded to a multiple of 32. Every eighth step the host
-    looks which rows have ended.
+    A step moves all weights, or multiplies them with a row for each slot, whichever takes longer; reads every slot as far as
+    the longest row reaches; and draws. Prompts are read by the mini-batch, padded to a multiple of 32. Every eighth step the
+    host looks which rows have ended, and what follows them waits for a slot.
     """
-    if not rows:
+    if not chains:
         return 0.0
     if not shape.in_slots:
-        return _in_batches(shape, card, rows, batch)
-    waiting = deque(sorted(rows, key=lambda row: -row.prompt))
-    slots, capacity = min(slots, len(rows)), _rounded(capacity)
-    step = _step_seconds(shape, card, slots, capacity)
-    looks, shapes, seconds = 0, set(), 0.0
-    left = [0] * slots
-    while waiting or any(left):
-        empty = [slot for slot in range(slots) if not left[slot]]
-        while waiting and empty:
-            width = max(_MULTIPLE, _rounded(waiting[0].prompt))
-            enough = max(1, min(_PREFILL_TOKENS // width, slots // _WAITS_FOR))
-            if len(empty) < min(enough, len(waiting)):
-                break
-            for _ in range(min(enough, len(waiting))):
-                left[empty.pop()] = waiting.popleft().new
-            shapes.add((width, enough))
-            seconds += _read_seconds(shape, card, enough, width)
-        steps = min(_STEPS, max(left))
-        seconds += steps * step
+        return _in_batches(shape, card, [row for chain in chains for row in chain], batch)
+    schedule = _Schedule(chains, min(slots, sum(map(len, chains))))
+    capacity = _rounded(capacity)
+    looks, shapes, reaches, seconds = 0, set(), set(), 0.0
+    while schedule.unfinished:
+        for width, rows in schedule.admit():
+            shapes.add((width, rows))
+            seconds += _read_seconds(shape, card, rows, width)
+        steps, longest = schedule.go_on()
+        reaches.add(reach := min(capacity, -(-longest // _REACH) * _REACH))
+        seconds += steps * _step_seconds(shape, card, schedule.slots, reach)
         looks += 1
-        left = [max(0, tokens - _STEPS) for tokens in left]
     seconds += looks * _LOOK_LAYERS * card.host_forward
-    captures = 2 * (len(shapes) + 1)  # each graph is run once by the host, and captured once
+    captures = 2 * (len(shapes) + len(reaches))  # each graph is run once by the host, and captured once
     return seconds + captures * shape.layers * card.host_forward
+
+
+class _Schedule:
+    """Which rows are in the slots, as models/slots.py and models/engine.py have it."""
+
+    def __init__(self, chains: Sequence[Chain], slots: int) -> None:
+        self.slots = slots
+        self._to_come = deque(sorted(chains, key=lambda chain: -chain[0].prompt))
+        self._waiting: list[Chain] = []  # what is left of each, its first row next
+        self._chains: list[Chain] = [()] * slots  # under way: their first row
+        self._left = [0] * slots  # tokens that the row still comes to
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._to_come or self._waiting or any(self._left))
+
+    def admit(self) -> Iterator[tuple[int, int]]:
+        """(width in tokens, rows) of each mini-batch that is read into empty slots."""
+        empty = [slot for slot, left in enumerate(self._left) if not left]
+        room = self.slots + self.slots // 2 - (self.slots - len(empty)) - len(self._waiting)
+        for _ in range(min(max(0, room), len(self._to_come))):
+            self._waiting.append(self._to_come.popleft())
+        while self._waiting and empty:
+            width = max(_MULTIPLE, _rounded(self._waiting[0][0].prompt))
+            enough = max(1, min(_PREFILL_TOKENS // width, self.slots // _WAITS_FOR))
+            if len(empty) < min(enough, len(self._waiting)):
+                return
+            fitting = [place for place, chain in enumerate(self._waiting) if chain[0].prompt <= width]
+            fitting = [0, *sorted(fitting[1:], key=lambda place: -self._waiting[place][0].prompt)][:enough]
+            for place in fitting:
+                slot, chain = empty.pop(), self._waiting[place]
+                self._chains[slot], self._left[slot] = chain, chain[0].new
+            taken = set(fitting)
+            self._waiting = [chain for place, chain in enumerate(self._waiting) if place not in taken]
+            yield width, enough
+
+    def go_on(self) -> tuple[int, int]:
+        """(steps until the next look, tokens of the longest row by then)."""
+        steps = min(_STEPS, max(self._left))
+        longest = _STEPS + max(
+            chain[0].prompt + chain[0].new - left for chain, left in zip(self._chains, self._left, strict=True) if left
+        )
+        for slot, left in enumerate(self._left):
+            if left and left <= _STEPS and self._chains[slot][1:]:
+                self._waiting.append(self._chains[slot][1:])
+            self._left[slot] = max(0, left - _STEPS)
+        return steps, longest
 
 
 def _in_batches(shape: Shape, card: Card, rows: Sequence[Length], batch: int) -> float:
@@ -109,12 +150,12 @@ def _in_batches(shape: Shape, card: Card, rows: Sequence[Length], batch: int) ->
     return seconds
 
 
-def _step_seconds(shape: Shape, card: Card, slots: int, capacity: int) -> float:
+def _step_seconds(shape: Shape, card: Card, slots: int, reach: int) -> float:
     size = card.size
     weights = (shape.linear + shape.head) * size
     return (
         max(weights / card.thin, 2 * (shape.linear + shape.head) * slots / card.flops)
-        + _CACHE * slots * capacity * shape.cached * size / card.bandwidth
+        + _CACHE * slots * reach * shape.cached * size / card.bandwidth
         + slots * shape.vocabulary * _DRAW / card.bandwidth
         + (shape.layers + _DRAW_LAYERS) * card.in_graph
     )

@@ -7,7 +7,7 @@ from typing import ClassVar
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, TIGHT, Machine, choose_dtype, this_machine
 from cai_helpers.planning.card import Card, Place, card_of, measure_card
-from cai_helpers.planning.generation import Length, generation_memory, generation_seconds, slots_of
+from cai_helpers.planning.generation import Chain, generation_memory, generation_seconds, slots_of
 from cai_helpers.planning.scoring import scoring_memory, scoring_seconds
 from cai_helpers.planning.shape import Shape, shape_of
 from cai_helpers.planning.training import training_seconds
@@ -202,8 +202,8 @@ def _seconds(settings: Settings, card: Card, base: Shape, rewards: list, work: W
     load = base.parameters * card.size / card.load
     load_rewards = sum(shape.parameters * 4 for _, shape in rewards) / card.load
 
-    def generating(rows: list[Length], longest: int) -> float:
-        return generation_seconds(base, card, rows, slots, longest, settings.generate.batch_size)
+    def generating(chains: list[Chain], longest: int) -> float:
+        return generation_seconds(base, card, chains, slots, longest, settings.generate.batch_size)
 
     def scoring(texts: list[int]) -> float:
         return sum(scoring_seconds(shape, card, texts, settings.score.batch_size) for _, shape in rewards)
@@ -212,12 +212,12 @@ def _seconds(settings: Settings, card: Card, base: Shape, rewards: list, work: W
     return {
         "download": (base.parameters * 2 + sum(shape.parameters * 2 for _, shape in rewards)) / card.download,
         "calibrate": load_rewards + scoring(work.gold) if work.gold else 0.0,
-        "generate": card.start + load + generating([*work.drafts, *work.calls], capacity),
+        "generate": card.start + load + generating(work.chains, capacity),
         "score": load_rewards + scoring(work.texts),
         "train": load
         + training_seconds(base, card, work.pairs, train.batch_size, room, train.epochs, train.accumulation),
         "evaluate": load
-        + generating(work.answers, settings.prompts.max_tokens + settings.evaluate.max_tokens)
+        + generating([[row] for row in work.answers], settings.prompts.max_tokens + settings.evaluate.max_tokens)
         + load_rewards
         + scoring(work.judged),
         "curate, analyze, export": card.start,

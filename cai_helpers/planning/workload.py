@@ -14,7 +14,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.policies import policies_of
 from cai_helpers.evaluation.prompt_sets import answers_wanted
 from cai_helpers.models.hub import locate
-from cai_helpers.planning.generation import Length
+from cai_helpers.planning.generation import Chain, Length
 from cai_helpers.planning.training import Pair
 from cai_helpers.schema import Messages
 from cai_helpers.settings import Settings
@@ -34,8 +34,7 @@ _DEAREST = "two_step/short"  # what "auto" is planned as: three calls a pair
 
 class Workload(NamedTuple):
     prompts: int
-    drafts: list[Length]
-    calls: list[Length]  # critiques and revisions
+    chains: list[Chain]  # draft, critique, revision
     answers: list[Length]  # of the evaluation
     gold: list[int]  # tokens of the texts that are scored to calibrate
     texts: list[int]  # of the pairs
@@ -57,7 +56,6 @@ def workload_of(settings: Settings, workspace: Workspace) -> Workload:
     drafts = [
         Length(prompt, new) for prompt, new in zip(prompts, spread(draft, generate.draft_tokens, count, 1), strict=True)
     ]
-    calls = _calls(protocol, drafts, generate.critic_tokens)
     held_out = (
         settings.prompts.eval_count if evaluate.limit is None else min(evaluate.limit, settings.prompts.eval_count)
     )
@@ -77,8 +75,7 @@ def workload_of(settings: Settings, workspace: Workspace) -> Workload:
     auto = " (auto is planned as the dearest)" if generate.protocol == "auto" else ""
     return Workload(
         prompts=count,
-        drafts=drafts,
-        calls=calls,
+        chains=_chains(protocol, drafts, generate.critic_tokens),
         answers=answers,
         gold=[min(limit, mean + draft)] * 2 * gold,
         texts=[min(limit, row.prompt + row.new) for row in drafts] * 2,
@@ -128,16 +125,21 @@ def spread(mean: float, most: int, count: int, order: int = 0) -> list[int]:
     return [length for _, length in sorted(enumerate(lengths), key=lambda item: item[0] * stride % 1)]
 
 
-def _calls(protocol: Protocol | Samples, drafts: list[Length], most: int) -> list[Length]:
+def _chains(protocol: Protocol | Samples, drafts: list[Length], most: int) -> list[Chain]:
     if isinstance(protocol, Samples):
-        return [draft for draft in drafts for _ in range(protocol.drafts - 1)]
+        return [[draft] for draft in drafts for _ in range(protocol.drafts)]
     asked = len(protocol.critique) // _CHARACTERS + _PRINCIPLES
     if protocol.revision is None:
-        return [Length(row.prompt + row.new + asked, min(most, _CRITIQUE + row.new)) for row in drafts]
-    critiques = [Length(row.prompt + row.new + asked, min(most, _CRITIQUE)) for row in drafts]
+        return [[row, Length(row.prompt + row.new + asked, min(most, _CRITIQUE + row.new))] for row in drafts]
     again = len(protocol.revision) // _CHARACTERS + _CRITIQUE
-    revisions = [Length(row.prompt + row.new + again, min(most, row.new)) for row in drafts]
-    return critiques + revisions
+    return [
+        [
+            row,
+            Length(row.prompt + row.new + asked, min(most, _CRITIQUE)),
+            Length(row.prompt + row.new + again, min(most, row.new)),
+        ]
+        for row in drafts
+    ]
 
 
 def _prompts(settings: Settings, workspace: Workspace) -> tuple[int, int, str]:
