@@ -5,7 +5,7 @@
 
 gemma-2b's shape with random weights in fp16, each card held to a T4's memory. Generation: the slot engine on the prompts of
 benchmarks/generation.py, shared out as `cai generate` does; the time is from when all processes are ready to when the last is
-done, the median of three, after a warm-up. DPO: `train_policy` on 192 pairs, one epoch, with the effective batch of the t4
+done, the median of three (of one with more --prompts), after a warm-up. DPO: `train_policy` on 192 pairs, one epoch, with the effective batch of the t4
 preset; pairs/s are of the steps but the first, without evaluating and saving. "508" are sides of about 508 tokens, "spread" are
 log-normal lengths. Losses of one and two are printed beside each other.
 """
@@ -139,7 +139,7 @@ def generation(count: int, tiny: bool) -> dict[str, Any]:
     slots = 4 if tiny else 128
     in_slots(model, own[:128], slots)
     rates = []
-    for _ in range(3):
+    for _ in range(3 if count <= PROMPTS else 1):
         processes.wait()
         began = time.perf_counter()
         made = in_slots(model, own, slots)
