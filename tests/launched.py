@@ -16,12 +16,16 @@ from cai_helpers.stages.score import score_pairs
 from cai_helpers.stages.train import train_policy
 from cai_helpers.workspace import Workspace
 
+ROOM = 80  # tokens: two small pairs of tests/tiny_run.py, or a larger one
 STAGES = {"generate": generate_pairs, "score": score_pairs, "evaluate": evaluate_models, "train": train_policy}
 
 
 def run(stage: str, folder: Path) -> None:
     workspace = Workspace(folder)
     settings = load_settings(str(workspace.settings_file))
+    if stage == "train-in-parts":
+        train_in_parts(settings, workspace)
+        return
     name, _, until = stage.partition("-until-")
     if not until:
         STAGES[name](settings, workspace)
@@ -36,6 +40,25 @@ def run(stage: str, folder: Path) -> None:
     except StoppedByHand:
         return
     raise AssertionError("it was to be stopped")
+
+
+def train_in_parts(settings, workspace) -> None:
+    """In so little room that only small rows stand together."""
+    from cai_helpers.training import dpo
+    from cai_helpers.training.memory_plan import Room
+
+    even = dpo.PolicyTrainer._as_many_everywhere
+
+    def told(self, parts):
+        parts = even(self, parts)
+        if 0.0 in parts.shares:
+            print("a part counts for nothing", flush=True)
+        return parts
+
+    dpo.PolicyTrainer._as_many_everywhere = told
+    thrifty = settings.train.gradient_checkpointing is not False
+    dpo.plan_room = lambda *_: Room(tokens=ROOM // 2 if thrifty else ROOM, thrifty=ROOM if thrifty else 0)
+    train_policy(settings, workspace)
 
 
 def require_closed() -> None:
