@@ -16,7 +16,6 @@ from cai_helpers.stages.score import score_pairs
 from cai_helpers.stages.train import train_policy
 from cai_helpers.workspace import Workspace
 
-ROOM = 80  # tokens: two small pairs of tests/tiny_run.py, or a larger one
 STAGES = {"generate": generate_pairs, "score": score_pairs, "evaluate": evaluate_models, "train": train_policy}
 
 
@@ -43,7 +42,7 @@ def run(stage: str, folder: Path) -> None:
 
 
 def train_in_parts(settings, workspace) -> None:
-    """In so little room that only small rows stand together."""
+    """In so little room that some batches are cut and others are not."""
     from cai_helpers.training import dpo
     from cai_helpers.training.memory_plan import Room
 
@@ -56,8 +55,9 @@ def train_in_parts(settings, workspace) -> None:
         return parts
 
     dpo.PolicyTrainer._as_many_everywhere = told
-    thrifty = settings.train.gradient_checkpointing is not False
-    dpo.plan_room = lambda *_: Room(tokens=ROOM // 2 if thrifty else ROOM, thrifty=ROOM if thrifty else 0)
+    kept = settings.train.gradient_checkpointing is False
+    # pairs of tests/tiny_run.py have 32 or 48 tokens: two of 32 stand together, or two of 48 with checkpointing
+    dpo.plan_room = lambda *_: Room(tokens=80, thrifty=0) if kept else Room(tokens=40, thrifty=96)
     train_policy(settings, workspace)
 
 

@@ -1,7 +1,6 @@
 """Several processes of one `accelerate launch`, on CPUs by gloo: what comes out is what one process makes."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys

@@ -29,11 +29,11 @@ from cai_helpers.training.checks import (
     check_trained_parameters,
 )
 from cai_helpers.training.cut_batches import CutBatches
+from cai_helpers.training.cut_up import unhashed
 from cai_helpers.training.memory_plan import plan_room
 from cai_helpers.training.outcome.dpo import DpoReport, report_of
 from cai_helpers.training.outcome.drift import token_kl
 from cai_helpers.training.outcome.sft import SftReport
-from cai_helpers.training.policy.cut_up import unhashed
 from cai_helpers.training.policy.losses import readable, start_value
 from cai_helpers.training.policy.reference import StoredReference
 from cai_helpers.training.policy.reference_store import ReferenceStore

@@ -13,7 +13,7 @@ from cai_helpers.models.shapes import config_of
 from cai_helpers.schema import Record
 from cai_helpers.settings import Settings, Train
 from cai_helpers.training.arithmetic import arithmetic_of
-from cai_helpers.training.policy.cut_up import parameters_held
+from cai_helpers.training.cut_up import parameters_held
 
 # Values a token that a layer keeps for its backward pass: _KEPT_HIDDEN times the hidden size and _KEPT_MLP times the MLP's;
 # the LoRA on each linear layer keeps copies of its own. While one layer is worked on, _WORKING times the MLP's come on

@@ -11,9 +11,9 @@ from cai_helpers.errors import CaiError, StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import Dtype, Machine
 from cai_helpers.machine.processes import base_is_cut_up, this_process
 from cai_helpers.settings import Settings
+from cai_helpers.training.cut_up import held
 from cai_helpers.training.memory_plan import plan_memory, require_memory
 from cai_helpers.training.outcome.course import Course, course_of
-from cai_helpers.training.policy.cut_up import held
 from cai_helpers.training.watch import checkpoints
 from cai_helpers.training.watch.copies import Copies, RunFiles
 from cai_helpers.workspace import Workspace

@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from transformers.trainer_utils import EvalLoopOutput
 
 from cai_helpers.machine.processes import Processes, base_is_cut_up, this_process
-from cai_helpers.training.policy.cut_up import leave_to_fsdp
+from cai_helpers.training.cut_up import leave_to_fsdp
 
 if TYPE_CHECKING:
     from transformers import Trainer

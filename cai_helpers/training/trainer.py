@@ -24,9 +24,9 @@ from cai_helpers.models.batches import is_out_of_memory
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.settings import Settings, Train
+from cai_helpers.training.cut_up import cut_up, mesh_of_all
 from cai_helpers.training.halving import Halving
 from cai_helpers.training.load import load_of_each
-from cai_helpers.training.policy.cut_up import cut_up, mesh_of_all
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
 from cai_helpers.training.policy.merged import Merged, merge_stage2
 from cai_helpers.training.spread import SpreadTraining

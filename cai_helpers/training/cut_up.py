@@ -90,7 +90,11 @@ def held(model: Any) -> str:
     here = [weights.to_local() if isinstance(weights, DTensor) else weights for weights in base]
     own, of_all = (sum(each.numel() * each.element_size() for each in tensors) for tensors in (here, base))
     cut, of_cut = (
-        sum(each.numel() * each.element_size() for each, weights in zip(tensors, base, strict=True) if isinstance(weights, DTensor))
+        sum(
+            each.numel() * each.element_size()
+            for each, weights in zip(tensors, base, strict=True)
+            if isinstance(weights, DTensor)
+        )
         for tensors in (here, base)
     )
     return f"{own / GIB:.2f} of {of_all / GIB:.2f} GiB are here: {cut:,} of {of_cut:,} bytes of its layers, and the rest whole"
