@@ -10,12 +10,14 @@ import pytest
 import tiny_run
 
 from cai_helpers.errors import CaiError
-from cai_helpers.machine.processes import Processes
+from cai_helpers.machine.processes import Processes, base_is_cut_up, require_known_launch
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.shares import take_in
 from cai_helpers.stages.train import train_policy
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
+from cai_helpers.training.cut_up import parameters_held
 from cai_helpers.training.load import Load, load_of_each
+from cai_helpers.training.memory_plan import empty_model
 from cai_helpers.workspace import Workspace
 
 FSDP = Path(__file__).parent.parent / "cai_helpers" / "assets" / "fsdp.yaml"
@@ -196,6 +198,38 @@ def test_a_launch_that_asks_for_what_training_does_not_do_is_refused(tiny, tmp_p
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(CaiError, match="asks for DeepSpeed"):
         train_policy(tiny_run.make_settings(tiny), prepared(tmp_path, tiny_run.make_settings(tiny)))
+
+
+@pytest.mark.parametrize(("setting", "value", "words"), [("VERSION", "1", "FSDP 1"), ("OFFLOAD_PARAMS", "true", "CPU")])
+def test_kinds_of_fsdp_that_training_does_not_do_are_refused(monkeypatch, setting, value, words):
+    for name, given in {"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, given)
+    monkeypatch.setenv("CAI_BASE_CUT_UP", "false")  # so that it is taken back
+    require_known_launch()
+    monkeypatch.setenv(f"FSDP_{setting}", value)
+    with pytest.raises(CaiError, match=words):
+        require_known_launch()
+
+
+def test_accelerate_and_transformers_are_not_shown_that_a_launch_asks_for_fsdp(monkeypatch):
+    """They would cut up the LoRA as well, and load weights in one process alone."""
+    monkeypatch.setenv("CAI_BASE_CUT_UP", "false")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not base_is_cut_up()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert base_is_cut_up()
+    assert "ACCELERATE_USE_FSDP" not in os.environ
+    assert base_is_cut_up()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not base_is_cut_up()
+
+
+def test_a_card_is_planned_to_hold_its_part_of_the_layers_and_three_whole_ones(tiny):
+    """9,280 parameters in each of 2 layers; embeddings and the last norm stay whole."""
+    base = empty_model(str(tiny / "base"))
+    rest = sum(weights.numel() for weights in base.parameters()) - 2 * 9280
+    assert parameters_held(base, 2) == rest + 9280 + 3 * 9280
+    assert parameters_held(base, 4) == rest + 9280 // 2 + 3 * 9280
 
 
 @pytest.mark.usefixtures("no_training_picture")

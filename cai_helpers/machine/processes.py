@@ -73,9 +73,10 @@ class Processes:
         """What `find` gives in this process; of a host, one process after the other calls it."""
         if self.count == 1:
             return find()
-        own, found = int(os.environ["LOCAL_RANK"]), []
-        for turn in range(int(os.environ["LOCAL_WORLD_SIZE"])):
-            if turn == own:
+        found: list[Item] = []
+        # hosts may have different numbers of them, and all wait as often
+        for turn in range(max(self.gathered([int(os.environ["LOCAL_WORLD_SIZE"])]))):
+            if turn == int(os.environ["LOCAL_RANK"]):
                 found.append(find())
             self.wait()
         return found[0]

@@ -198,7 +198,7 @@ def require_memory(plan: MemoryPlan, settings: Settings) -> MemoryPlan:
         smaller.append("train.gradient_checkpointing=null")
     if train.method != "dpo":  # whose batches are cut to what fits
         smaller += filter(None, [smaller_batch(train)])
-    smaller += ["a smaller train.max_length", "a larger card"]
+    smaller += ["a smaller train.max_length", "a larger card, or more of them (FSDP, docs/SCALING.md)"]
     raise CaiError(
         f"Training does not fit: it takes {plan.line().replace('; TIGHT: it may run out', '')}.",
         f"Nothing was trained. Set {', or '.join(smaller)}; restart the runtime if something else holds memory.",
