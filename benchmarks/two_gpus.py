@@ -1,6 +1,7 @@
 """What does a second GPU of the same host bring? Generation and DPO by one process, then by two of an `accelerate launch`.
 
     python benchmarks/two_gpus.py           # needs two NVIDIA GPUs; 6 minutes on H100s; nothing is fetched
+    python benchmarks/two_gpus.py --only FSDP   # that part alone, 2 minutes
     python benchmarks/two_gpus.py --tiny    # that it works, on a CPU with the embedded models: figures without meaning
 
 gemma-2b's shape with random weights in fp16, each card held to a T4's memory. Generation: the slot engine on the prompts of
@@ -8,6 +9,9 @@ benchmarks/generation.py, shared out as `cai generate` does; the time is from wh
 done, the median of three (of one with more --prompts), after a warm-up. DPO: `train_policy` on 192 pairs, one epoch, with the effective batch of the t4
 preset; pairs/s are of the steps but the first, without evaluating and saving. "508" are sides of about 508 tokens, "spread" are
 log-normal lengths. Losses of one and two are printed beside each other.
+
+FSDP: the same on 96 pairs of "508", by one card with a T4's memory, and by two with the base cut up, each held to less than the
+base's weights alone take (4.7 GiB); that one card refuses it in that memory is tried first. "peaks" are each card's, allocated.
 """
 
 from __future__ import annotations
@@ -43,10 +47,11 @@ from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.workspace import Workspace
 
 GIB_OF_A_T4 = 14.5
+GIB_WITHOUT_ROOM = 4.6  # for gemma-2b's weights
 GOALS = {"generation": 1.9, "DPO": 1.8}
 PROMPTS, PAIRS, HELD_OUT = 768, 192, 16  # --prompts asks for more
-PATIENCE = 600  # seconds for one of the six
-PARTS = ("generation", "DPO 508", "DPO spread")
+PATIENCE = 600  # seconds for one of them
+PARTS = ("generation", "DPO 508", "DPO spread", "FSDP 508")
 
 
 def main() -> None:
@@ -58,9 +63,10 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only parts whose name contains this")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)  # of one process of a launch
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--gib", type=float, default=GIB_OF_A_T4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        work(options.part, options.folder, options.prompts, options.tiny)
+        work(options.part, options.folder, options.prompts, options.tiny, options.gib)
         return
     with tempfile.TemporaryDirectory() as folder:
         name = "CPU"
@@ -69,6 +75,9 @@ def main() -> None:
             write_gemma_shape(Path(folder) / "base")
         print(f"{name}, torch {torch.__version__}", flush=True)
         parts = [part for part in PARTS if options.only in part and not (options.tiny and part == "DPO 508")]
+        if "FSDP 508" in parts and not options.tiny:
+            print("What one card says in the memory of the two:", flush=True)
+            launch("FSDP 508", 1, Path(folder), options.prompts, options.tiny, GIB_WITHOUT_ROOM, last=700)
         found = {
             part: [launch(part, count, Path(folder), options.prompts, options.tiny) for count in (1, 2)]
             for part in parts
@@ -76,15 +85,21 @@ def main() -> None:
     print_table(found)
 
 
-def launch(part: str, processes: int, folder: Path, prompts: int, tiny: bool) -> dict[str, Any]:
-    place = folder / f"{part} {processes}"
+def launch(
+    part: str, processes: int, folder: Path, prompts: int, tiny: bool, gib: float | None = None, last: int = 3000
+) -> dict[str, Any]:
+    """gib: of each card; None: what the part is held to. last: letters to show of what a failed one said."""
+    fsdp = part.startswith("FSDP")
+    gib = gib or (GIB_WITHOUT_ROOM if fsdp and processes > 1 else GIB_OF_A_T4)
+    place = folder / f"{part} {processes} {gib}"
     place.mkdir()
     command = [sys.executable]
     if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes)]
+        how = ["--use_fsdp", "--fsdp_version", "2"] if fsdp else ["--multi_gpu"]
+        command += ["-m", "accelerate.commands.launch", *how, "--num_processes", str(processes)]
         command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
         command += ["--main_process_port", "0"]
-    command += [__file__, "--part", part, "--folder", str(place), "--prompts", str(prompts)]
+    command += [__file__, "--part", part, "--folder", str(place), "--prompts", str(prompts), "--gib", str(gib)]
     command += ["--tiny"] if tiny else []
     cpu = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"} if tiny else {}
     cards = {"CUDA_VISIBLE_DEVICES": "0"} if processes == 1 and not tiny else {}
@@ -97,7 +112,7 @@ def launch(part: str, processes: int, folder: Path, prompts: int, tiny: bool) ->
         print(error.stdout, error.stderr, sep="\n", flush=True)
         return {"rate": 0.0, "error": f"not done after {PATIENCE} s"}
     if done.returncode:
-        print(done.stdout[-3000:], done.stderr[-3000:], sep="\n", flush=True)
+        print(done.stdout[-last:], done.stderr[-last:], sep="\n", flush=True)
         return {"rate": 0.0, "error": f"ended with {done.returncode}"}
     result = json.loads((place / "result.json").read_text(encoding="utf-8"))
     print(f"{part}, {processes}: {result}, {time.monotonic() - began:.0f} s in all", flush=True)
@@ -108,7 +123,7 @@ def print_table(found: dict[str, list[dict[str, Any]]]) -> None:
     print("\n| what | one | two | ratio | goal |\n|---|---|---|---|---|")
     for part, (one, two) in found.items():
         ratio = two["rate"] / one["rate"] if one["rate"] else 0.0
-        goal = GOALS[part.split(" ")[0]]
+        goal = GOALS.get(part.split(" ")[0], "")
         unit = one.get("unit", "")
         print(f"| {part} | {one['rate']:,.1f} {unit} | {two['rate']:,.1f} {unit} | {ratio:.2f} | {goal} |")
     for part, (one, two) in found.items():
@@ -119,13 +134,15 @@ def print_table(found: dict[str, list[dict[str, Any]]]) -> None:
 # ---- what each process does
 
 
-def work(part: str, folder: Path, prompts: int, tiny: bool) -> None:
+def work(part: str, folder: Path, prompts: int, tiny: bool, gib: float) -> None:
     processes = this_process()  # gives each its card
     if not tiny:
         card = torch.cuda.current_device()
         total = torch.cuda.get_device_properties(card).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, GIB_OF_A_T4 * GIB / total))
+        torch.cuda.set_per_process_memory_fraction(min(1.0, gib * GIB / total))
     result = generation(prompts, tiny) if part == "generation" else training(part, folder, tiny)
+    if not tiny:
+        result["peaks"] = processes.gathered([round(torch.cuda.max_memory_allocated() / GIB, 2)])
     if processes.is_main:
         (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
     processes.wait()
@@ -156,6 +173,8 @@ def training(part: str, folder: Path, tiny: bool) -> dict[str, Any]:
     if tiny:
         settings = load_settings("smoke", [*changes, "threads=1", "train.batch_size=2", "train.accumulation=2"])
     else:
+        if part.startswith("FSDP"):
+            changes += ["train.batch_size=2", "train.accumulation=4"]  # the same step; held-out pairs two at a time
         settings = load_settings("t4", [*changes, f"models.base={folder.parent / 'base'}", "models.dtype=fp16"])
     workspace = Workspace(folder / "run")
     if processes.is_main:
@@ -167,7 +186,9 @@ def training(part: str, folder: Path, tiny: bool) -> dict[str, Any]:
     seconds = sum((row["tokens"] - before["tokens"]) / row["tokens_per_s"] for before, row in itertools.pairwise(rows))
     rate = (report.pairs - settings.train.effective_batch) / seconds
     losses = [round(row["loss"], 4) for row in rows[:: max(1, len(rows) // 6)]]
-    return {"rate": rate, "unit": "pairs/s", "losses": losses, "peak": report.memory_gib, "longest": report.longest}
+    checks = dict(report.checks)
+    kept = {name: checks[name] for name in ("memory plan", "base, cut up") if name in checks}
+    return {"rate": rate, "unit": "pairs/s", "losses": losses, "longest": report.longest, **kept}
 
 
 def write_pairs(workspace: Workspace, settings: Settings, part: str, tiny: bool) -> None:
@@ -177,7 +198,7 @@ def write_pairs(workspace: Workspace, settings: Settings, part: str, tiny: bool)
     chance = random.Random(0)
 
     def words(mean: float, most: int) -> str:
-        tokens = mean if part == "DPO 508" else min(most, mean * chance.lognormvariate(-0.32, 0.8))
+        tokens = mean if part.endswith("508") else min(most, mean * chance.lognormvariate(-0.32, 0.8))
         return word * max(1, int(tokens / (20 if tiny else 1) / each))
 
     rows = [
@@ -190,7 +211,7 @@ def write_pairs(workspace: Workspace, settings: Settings, part: str, tiny: bool)
             delta=1.0,
             chosen_side="revised",
         ).model_dump()
-        for index in range((24 if tiny else PAIRS) + HELD_OUT)
+        for index in range((24 if tiny else PAIRS // 2 if part.startswith("FSDP") else PAIRS) + HELD_OUT)
     ]
     write_jsonl(workspace.train_rows, rows[HELD_OUT:])
     write_jsonl(workspace.eval_rows, rows[:HELD_OUT])

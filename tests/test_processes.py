@@ -10,25 +10,29 @@ import pytest
 import tiny_run
 
 from cai_helpers.errors import CaiError
-from cai_helpers.machine.processes import Processes
+from cai_helpers.machine.processes import Processes, base_is_cut_up, require_known_launch
 from cai_helpers.settings import Settings, load_settings
 from cai_helpers.shares import take_in
 from cai_helpers.stages.train import train_policy
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
+from cai_helpers.training.cut_up import parameters_held
 from cai_helpers.training.load import Load, load_of_each
+from cai_helpers.training.memory_plan import empty_model
 from cai_helpers.workspace import Workspace
 
+FSDP = Path(__file__).parent.parent / "cai_helpers" / "assets" / "fsdp.yaml"
 LAUNCHED = str(Path(__file__).parent / "launched.py")
 CLI = ["-m", "cai_helpers.cli"]
 # An epoch is counted in each process's own batches, tokens in each call.
 OWN = {"seconds", "tokens_per_s", "epoch", "tokens"}
 
 
-def launch(*arguments: str, processes: int = 2, code: int = 0, **environment: str) -> str:
+def launch(*arguments: str, processes: int = 2, code: int = 0, fsdp: bool = False, **environment: str) -> str:
     """What was said by a launch that ended with `code`."""
     options = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     # --multi_gpu is what starts processes at all; accelerate's own --cpu starts one
-    launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes), *options]
+    how = ["--config_file", str(FSDP)] if fsdp else ["--multi_gpu"]
+    launcher = ["-m", "accelerate.commands.launch", *how, "--num_processes", str(processes), *options]
     # the launcher must not wait for a GPU or a network name that is not there
     cpu = {"ACCELERATE_USE_CPU": "true", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": "", **environment}
     command = [sys.executable, *launcher, *arguments]
@@ -190,10 +194,96 @@ def test_a_launch_is_told_once_what_is_wrong(tiny, tmp_path):
     assert said.count("`cai curate` is the work of one process") == 1
 
 
-def test_a_launch_that_would_cut_the_model_up_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(CaiError, match="asks for FSDP"):
+def test_a_launch_that_asks_for_what_training_does_not_do_is_refused(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(CaiError, match="asks for DeepSpeed"):
         train_policy(tiny_run.make_settings(tiny), prepared(tmp_path, tiny_run.make_settings(tiny)))
+
+
+@pytest.mark.parametrize(("setting", "value", "words"), [("VERSION", "1", "FSDP 1"), ("OFFLOAD_PARAMS", "true", "CPU")])
+def test_kinds_of_fsdp_that_training_does_not_do_are_refused(monkeypatch, setting, value, words):
+    for name, given in {"ACCELERATE_USE_FSDP": "true", "WORLD_SIZE": "2", "FSDP_VERSION": "2"}.items():
+        monkeypatch.setenv(name, given)
+    monkeypatch.setenv("CAI_BASE_CUT_UP", "false")  # so that it is taken back
+    require_known_launch()
+    monkeypatch.setenv(f"FSDP_{setting}", value)
+    with pytest.raises(CaiError, match=words):
+        require_known_launch()
+
+
+def test_accelerate_and_transformers_are_not_shown_that_a_launch_asks_for_fsdp(monkeypatch):
+    """They would cut up the LoRA as well, and load weights in one process alone."""
+    monkeypatch.setenv("CAI_BASE_CUT_UP", "false")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert not base_is_cut_up()
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert base_is_cut_up()
+    assert "ACCELERATE_USE_FSDP" not in os.environ
+    assert base_is_cut_up()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not base_is_cut_up()
+
+
+def test_a_card_is_planned_to_hold_its_part_of_the_layers_and_three_whole_ones(tiny):
+    """9,280 parameters in each of 2 layers; embeddings and the last norm stay whole."""
+    base = empty_model(str(tiny / "base"))
+    rest = sum(weights.numel() for weights in base.parameters()) - 2 * 9280
+    assert parameters_held(base, 2) == rest + 9280 + 3 * 9280
+    assert parameters_held(base, 4) == rest + 9280 // 2 + 3 * 9280
+
+
+@pytest.mark.usefixtures("no_training_picture")
+def test_dpo_with_the_base_cut_up_has_the_losses_and_the_weights_of_one_process(tiny, tmp_path):
+    settings = tiny_run.make_settings(tiny)
+    one, two = prepared(tmp_path / "one", settings), prepared(tmp_path / "two", settings)
+    train_policy(settings, one)
+    said = launch(LAUNCHED, f"train={two.root}", fsdp=True)
+    require_same_training(one, two)
+    assert said.count("37,120 of 74,240 bytes of its layers") == 1  # 2 layers of 9,280 parameters in fp32
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_training_picture")
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_processes_that_share_a_base_compute_as_many_parts_of_a_batch_as_each_other(tiny, tmp_path, checkpointed):
+    """Of two rows that stand together one may be large, so that a batch of one process is cut and the other's is not."""
+    settings = tiny_run.make_settings(tiny, gradient_checkpointing=None if checkpointed else False)
+    one, two = prepared(tmp_path / "one", settings), prepared(tmp_path / "two", settings)
+    train_policy(settings, one)
+    said = launch(LAUNCHED, f"train-in-parts={two.root}", fsdp=True)
+    assert "counts for nothing" in said  # some part did
+    require_same_training(one, two)
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_training_picture")
+def test_checkpoints_of_a_base_that_is_cut_up_and_of_a_whole_one_go_on_as_each_other(tiny, tmp_path):
+    settings = tiny_run.make_settings(tiny)
+    whole, fewer, more = (prepared(tmp_path / name, settings) for name in ("whole", "cut to one", "one to cut"))
+    train_policy(settings, whole)
+    launch(LAUNCHED, f"train-until-7={fewer.root}", fsdp=True)
+    with pytest.raises(CaiError):
+        train_policy(settings, more, watch=_stop_at_7)
+    assert train_policy(settings, fewer).resumed_from == 6
+    launch(LAUNCHED, f"train={more.root}", fsdp=True)
+    for workspace in (fewer, more):
+        require_same_training(whole, workspace)
+        assert tiny_run.adapter_tensors(workspace).keys() == tiny_run.adapter_tensors(whole).keys()
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("no_training_picture")
+@pytest.mark.parametrize("method", ["merged Stage 2", "sft+dpo without Stage 2"])
+def test_a_new_lora_on_a_base_that_is_cut_up_trains_as_in_one_process(tiny, tmp_path, method):
+    merged = method == "merged Stage 2"
+    more = {"fresh_adapter": True} if merged else {"method": "sft+dpo", "sft_epochs": 2, "sft_learning_rate": 1e-3}
+    settings = tiny_run.make_settings(tiny, adapter=merged, lora_dropout=0, **more)
+    one, two = prepared(tmp_path / "one", settings), prepared(tmp_path / "two", settings)
+    train_policy(settings, one)
+    launch(LAUNCHED, f"train={two.root}", fsdp=True)
+    require_same_training(one, two)
+    if not merged:
+        require_same_training(one, two, "sft_history")
 
 
 @pytest.mark.long

@@ -25,12 +25,10 @@ Item = TypeVar("Item")
 # A share may take hours longer than another, and all wait for the last; a process that ends is noticed by the launcher.
 _PATIENCE = timedelta(hours=12)
 _LAST_WORD = 3.0  # seconds
-# What accelerate tells its processes by: on a CPU it ignores the first without a word.
-_CUT_UP = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
+# What accelerate tells its processes by.
+_FSDP, _FSDP_VERSION, _OFFLOAD = "ACCELERATE_USE_FSDP", "FSDP_VERSION", "FSDP_OFFLOAD_PARAMS"
+_UNKNOWN = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
+_CUT_UP = "CAI_BASE_CUT_UP"  # ours: the launch has asked for FSDP
 _GONE = ("connection closed by peer", "connection reset by peer", "broken pipe", "nccl communicator was aborted")
 
 
@@ -71,6 +69,18 @@ class Processes:
 
         return gather_object(own)
 
+    def in_turns(self, find: Callable[[], Item]) -> Item:
+        """What `find` gives in this process; of a host, one process after the other calls it."""
+        if self.count == 1:
+            return find()
+        found: list[Item] = []
+        # hosts may have different numbers of them, and all wait as often
+        for turn in range(max(self.gathered([int(os.environ["LOCAL_WORLD_SIZE"])]))):
+            if turn == int(os.environ["LOCAL_RANK"]):
+                found.append(find())
+            self.wait()
+        return found[0]
+
 
 def is_main_process() -> bool:
     """From the environment alone, which needs no connection to the others."""
@@ -102,19 +112,40 @@ def require_one_process(command: str) -> None:
         )
 
 
-def require_whole_models() -> None:
+def base_is_cut_up() -> bool:
+    """Whether the launch asks for FSDP: in training, each process then holds its part of the base, and the LoRA whole.
+
+    accelerate and transformers would cut up the LoRA too and load weights in a way of their own, so the question is taken
+    out of the environment before they are asked for anything.
+    """
+    if _is_set(_FSDP):
+        del os.environ[_FSDP]
+        os.environ[_CUT_UP] = "true"
+    return _is_set(_CUT_UP) and launched() > 1
+
+
+def require_known_launch() -> None:
     """
     Raises:
-        CaiError: the launch is to cut the model up, which what is checked and saved here does not allow.
+        CaiError: the launch asks for something that training does not do.
     """
-    for setting, name in _CUT_UP.items():
-        if os.environ.get(setting, "false").lower() == "true":
+    how = "Launch with --multi_gpu alone or, for a base that fits no single card, with --use_fsdp --fsdp_version 2: docs/SCALING.md."
+    for setting, name in _UNKNOWN.items():
+        if _is_set(setting):
             raise CaiError(
-                f"This launch asks for {name}, and `cai train` needs the whole model in each process: it holds the LoRA and its "
-                "reference against their files before the first update and at each checkpoint.",
-                "Launch with --multi_gpu alone (and without a --config_file that says otherwise). A model that does not fit one "
-                "card cannot be trained here: `cai preflight` says what fits.",
+                f"This launch asks for {name}, and `cai train` spreads over processes by DDP, or FSDP 2, alone.", how
             )
+    if base_is_cut_up() and os.environ.get(_FSDP_VERSION) != "2":
+        raise CaiError("This launch asks for FSDP 1, and `cai train` cuts up the base by FSDP 2.", how)
+    if base_is_cut_up() and _is_set(_OFFLOAD):
+        raise CaiError(
+            "This launch asks for FSDP with its parameters on the CPU, which `cai train` does not do.",
+            "Set fsdp_offload_params to false, and launch more processes if the base does not fit.",
+        )
+
+
+def _is_set(setting: str) -> bool:
+    return os.environ.get(setting, "false").lower() == "true"
 
 
 def let_main_speak_first() -> None:
@@ -141,6 +172,7 @@ def _state() -> PartialState:
     import torch
     from accelerate import PartialState
 
+    base_is_cut_up()  # before accelerate looks
     # also makes "cuda" mean this process's own card; without one, accelerate connects nothing unless told of the CPU
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
     # open while Python ends, it now and then aborts a process whose work is done (pytorch, pull request 179291)

@@ -100,8 +100,8 @@ def load_chat_format(name: str) -> ChatFormat:
     return ChatFormat(load_tokenizer(name), generation)
 
 
-def load_base(models: Models) -> PreTrainedModel:
-    """The base model on this machine's device, in the precision `hardware.choose_dtype` picks."""
+def load_base(models: Models, device: str | None = None) -> PreTrainedModel:
+    """The base model on `device`, or on this machine's, in the precision `hardware.choose_dtype` picks."""
     from transformers import AutoModelForCausalLM
 
     machine = this_machine()
@@ -109,7 +109,7 @@ def load_base(models: Models) -> PreTrainedModel:
     model = load_weights(AutoModelForCausalLM, models.base, dtype=dtype, attn_implementation="sdpa")
     # all that follows stops there: generation, training's check, what is written beside the trained adapter
     model.generation_config.eos_token_id = ChatFormat(load_tokenizer(models.base), model.generation_config).ends
-    return model.to(machine.device)
+    return model.to(device or machine.device)
 
 
 def without_weights(name: str) -> PreTrainedModel:

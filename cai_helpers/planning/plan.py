@@ -189,7 +189,7 @@ def _smaller_model(base: Shape, card: Place) -> str:
 
 def _smaller_training(settings: Settings, plan: MemoryPlan) -> str:
     if plan.weights > plan.limit:
-        return "a smaller models.base"
+        return "a smaller models.base, or more cards (FSDP, docs/SCALING.md)"
     smaller = [] if plan.checkpointing else ["train.gradient_checkpointing=null"]
     smaller += [] if settings.train.method == "dpo" else filter(None, [smaller_batch(settings.train)])
     smaller += ["a smaller train.max_length", "a smaller models.base"]

@@ -13,7 +13,7 @@ from cai_helpers.calibration.threshold import NO_DIFFERENCE_TRUSTED
 from cai_helpers.contents import file_hash
 from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.machine.hardware import Dtype, choose_dtype, this_machine, use_threads
-from cai_helpers.machine.processes import is_main_process, require_whole_models, this_process
+from cai_helpers.machine.processes import is_main_process, require_known_launch, this_process
 from cai_helpers.manifest import Fingerprint, hash_of_fingerprint, plain, section
 from cai_helpers.models.batches import release_memory
 from cai_helpers.models.hub import identity
@@ -55,7 +55,8 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
     By DPO, by KTO, by supervised fine-tuning, or by that and DPO: train.method.
 
     Under `accelerate launch` each step's batches are shared out by DDP; the effective batch, the steps and what they are made of
-    are those of one process, and checkpoints go on with any number of processes.
+    are those of one process, and checkpoints go on with any number of processes. If the launch asks for FSDP, the frozen base
+    is cut up over the processes besides.
 
     A second call with the same data and settings goes on from the newest good checkpoint, or finds nothing to do.
     fresh: move what earlier calls made to archive/ and start over.
@@ -68,7 +69,7 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
         SettingsChanged: training was begun with other data or settings; the message is the difference.
         CaiError: a check before the first update fails, the loss or a gradient is not finite, memory runs out.
     """
-    require_whole_models()
+    require_known_launch()
     processes = this_process()
     load_of_each(settings.train, processes.count)  # raises where it cannot be divided
     if fresh:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cai_helpers.machine.processes import Processes, base_is_cut_up
 from cai_helpers.training.load import OF_A_BATCH
 from cai_helpers.training.memory_plan import Room
 from cai_helpers.training.policy.shared_prompt import SharedPrompt, attending_in_pairs, why_not_shared
@@ -33,9 +34,11 @@ else:
 class CutBatches(Trainer):
     """Mixed into TRL's DPOTrainer, in front of it, behind what looks at the loss of a step."""
 
+    processes: Processes
     data_collator: Any  # PairCollator, and InParts while the loader is made
     loss_types: list[str]
     _metrics: dict[str, dict[str, list[float]]]
+    _total_train_tokens: int
 
     def __init__(self, room: Room, **options: Any) -> None:
         self._room = self._planned = room
@@ -94,11 +97,12 @@ class CutBatches(Trainer):
         parts = Parts(**self._prepare_inputs(inputs))
         if self._room != self._planned:  # what the loader has cut did not fit
             parts = Parts(**self._prepare_inputs(self._cutting()(parts.examples)))
+        parts = self._as_many_everywhere(parts)
         before = {name: len(values) for name, values in self._metrics["train"].items()}
         losses = []
         for number, (batch, share, checkpointed) in enumerate(zip(*parts[:3], strict=True)):
             self._at_work = (*parts.sizes[number], checkpointed)
-            last = number == len(parts.shares) - 1
+            last, tokens = number == len(parts.shares) - 1, self._total_train_tokens
             with (
                 nullcontext() if last else self.accelerator.no_sync(model),  # processes meet once a step
                 self._checkpointing() if checkpointed else nullcontext(),
@@ -107,8 +111,23 @@ class CutBatches(Trainer):
                     loss = self.compute_loss(model, batch) * (share / self.current_gradient_accumulation_steps)
                 self.accelerator.backward(loss)
             losses.append(loss.detach())
+            if not share:
+                self._total_train_tokens = tokens
         self._average_metrics(before, parts.shares)
         return torch.stack(losses).sum()
+
+    def _as_many_everywhere(self, parts: Parts) -> Parts:
+        """Processes that gather each layer of the base together compute as many parts: here some in front that count nothing."""
+        if not base_is_cut_up():
+            return parts
+        missing = max(self.processes.gathered([len(parts.shares)])) - len(parts.shares)
+        return Parts(
+            [parts.batches[-1]] * missing + parts.batches,
+            [0.0] * missing + parts.shares,
+            [parts.checkpointed[-1]] * missing + parts.checkpointed,
+            [parts.sizes[-1]] * missing + parts.sizes,
+            parts.examples,
+        )
 
     def compute_less(self) -> str | None:
         """Room for half the part that did not fit, or with gradient checkpointing; None: there can be no less."""

@@ -5,6 +5,7 @@ Rafailov et al. 2023, arXiv 2305.18290, eq. 7. Importing this imports torch and 
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from trl import DPOConfig, DPOTrainer
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Dtype, Machine
+from cai_helpers.machine.processes import base_is_cut_up
 from cai_helpers.models.chat_format import ChatFormat
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import PreferenceRow
@@ -27,6 +29,7 @@ from cai_helpers.training.checks import (
     check_trained_parameters,
 )
 from cai_helpers.training.cut_batches import CutBatches
+from cai_helpers.training.cut_up import unhashed
 from cai_helpers.training.memory_plan import plan_room
 from cai_helpers.training.outcome.dpo import DpoReport, report_of
 from cai_helpers.training.outcome.drift import token_kl
@@ -143,16 +146,17 @@ def build_trainer(
     """
     pair = encode(held_out[0], tokenizer)
     start = load_start(settings, pair.prompt + pair.chosen, tuned)
-    return PolicyTrainer(
-        reference=reference,
-        start=start,
-        room=plan_room(settings, dtype, machine),
-        args=training_arguments(settings, folder, dtype, machine, continued=start.adapter is not None),
-        train_dataset=as_dataset(train),
-        eval_dataset=as_dataset(held_out),
-        processing_class=tokenizer,
-        **trainer_options(settings, start),
-    )
+    with unhashed() if base_is_cut_up() else nullcontext():
+        return PolicyTrainer(
+            reference=reference,
+            start=start,
+            room=plan_room(settings, dtype, machine),
+            args=training_arguments(settings, folder, dtype, machine, continued=start.adapter is not None),
+            train_dataset=as_dataset(train),
+            eval_dataset=as_dataset(held_out),
+            processing_class=tokenizer,
+            **trainer_options(settings, start),
+        )
 
 
 def training_arguments(settings: Settings, folder: Path, dtype: Dtype, machine: Machine, continued: bool) -> DPOConfig:

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import GIB, TIGHT, Dtype, Machine, usable_memory
+from cai_helpers.machine.processes import base_is_cut_up, launched
 from cai_helpers.models.hub import from_hub, locate
 from cai_helpers.models.shapes import config_of
 from cai_helpers.schema import Record
 from cai_helpers.settings import Settings, Train
 from cai_helpers.training.arithmetic import arithmetic_of
+from cai_helpers.training.cut_up import parameters_held
 
 # Values a token that a layer keeps for its backward pass: _KEPT_HIDDEN times the hidden size and _KEPT_MLP times the MLP's;
 # the LoRA on each linear layer keeps copies of its own. While one layer is worked on, _WORKING times the MLP's come on
@@ -196,7 +198,7 @@ def require_memory(plan: MemoryPlan, settings: Settings) -> MemoryPlan:
         smaller.append("train.gradient_checkpointing=null")
     if train.method != "dpo":  # whose batches are cut to what fits
         smaller += filter(None, [smaller_batch(train)])
-    smaller += ["a smaller train.max_length", "a larger card"]
+    smaller += ["a smaller train.max_length", "a larger card, or more of them (FSDP, docs/SCALING.md)"]
     raise CaiError(
         f"Training does not fit: it takes {plan.line().replace('; TIGHT: it may run out', '')}.",
         f"Nothing was trained. Set {', or '.join(smaller)}; restart the runtime if something else holds memory.",
@@ -229,9 +231,10 @@ def _costs(settings: Settings, dtype: Dtype) -> _Costs:
 
 
 def _shape(settings: Settings) -> tuple[Any, int, int]:
-    """(configuration, parameters of the base, parameters of a LoRA on all its linear layers)."""
+    """(configuration, parameters of the base that this process holds, parameters of a LoRA on all its linear layers)."""
     model = empty_model(settings.models.base)
-    parameters = sum(weights.numel() for weights in model.parameters())
+    whole = sum(weights.numel() for weights in model.parameters())
+    parameters = parameters_held(model, launched()) if base_is_cut_up() else whole
     return model.config.get_text_config(), parameters, arithmetic_of(model, lora_rank(settings)).lora
 
 

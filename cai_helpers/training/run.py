@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 from cai_helpers.errors import CaiError, StoppedByHand, WorkspaceVanished
 from cai_helpers.machine.hardware import Dtype, Machine
-from cai_helpers.machine.processes import this_process
+from cai_helpers.machine.processes import base_is_cut_up, this_process
 from cai_helpers.settings import Settings
+from cai_helpers.training.cut_up import held
 from cai_helpers.training.memory_plan import plan_memory, require_memory
 from cai_helpers.training.outcome.course import Course, course_of
 from cai_helpers.training.watch import checkpoints
@@ -90,6 +91,8 @@ def carry_out(job: Job, method: Method[Trainer]) -> Trained[Trainer]:
     trainer = method.build()
     trainer.say = job.say
     checks = [*method.check(trainer), memory]
+    if base_is_cut_up():
+        checks.append(("base, cut up", held(trainer.model)))
     for what, result in checks:
         job.say(f"check: {what}: {result}")
     history = job.keep(method.history)

@@ -21,7 +21,8 @@ from accelerate.data_loader import SeedableRandomSampler, prepare_data_loader
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 from transformers.trainer_utils import EvalLoopOutput
 
-from cai_helpers.machine.processes import Processes, this_process
+from cai_helpers.machine.processes import Processes, base_is_cut_up, this_process
+from cai_helpers.training.cut_up import leave_to_fsdp
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -59,6 +60,8 @@ class SpreadTraining(Trainer):
         self._place = 0  # of the batch at hand among those of this process in the step
         self._counts = 1.0  # how much its loss counts
         super().__init__(**options)
+        if base_is_cut_up():
+            leave_to_fsdp(self.model)
 
     # ---- the same batches a step
 

@@ -19,11 +19,12 @@ from cai_helpers import ground
 from cai_helpers.errors import CaiError
 from cai_helpers.failures import number_of_system
 from cai_helpers.machine.hardware import Dtype, Machine
-from cai_helpers.machine.processes import this_process
+from cai_helpers.machine.processes import base_is_cut_up, this_process
 from cai_helpers.models.batches import is_out_of_memory
 from cai_helpers.models.hub import locate
 from cai_helpers.models.language import attach_adapter, load_base
 from cai_helpers.settings import Settings, Train
+from cai_helpers.training.cut_up import cut_up, mesh_of_all
 from cai_helpers.training.halving import Halving
 from cai_helpers.training.load import load_of_each
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
@@ -106,9 +107,23 @@ def load_start(settings: Settings, probe: list[int], tuned: Path | None = None) 
 
     Stage 2 as an adapter to continue; with train.fresh_adapter merged into the weights. Then the supervised result
     `tuned`, where there is one. probe: token ids on which the rounding of the merge is measured.
+
+    A base that is cut up is read by one process of a host after the other, into the host's memory.
     """
+    if not base_is_cut_up():
+        return _loaded(settings, probe, tuned)
+    mesh = mesh_of_all()
+
+    def own_part() -> Start:
+        start = _loaded(settings, probe, tuned, "cpu")
+        return start._replace(model=cut_up(start.model, mesh))
+
+    return this_process().in_turns(own_part)
+
+
+def _loaded(settings: Settings, probe: list[int], tuned: Path | None, device: str | None = None) -> Start:
     stage2, merged = settings.models.adapter, None
-    model = load_base(settings.models)
+    model = load_base(settings.models, device)
     if stage2 is not None and settings.train.fresh_adapter:
         model, merged = merge_stage2(model, stage2, probe)
         stage2 = None

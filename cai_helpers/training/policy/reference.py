@@ -112,12 +112,16 @@ class StoredReference(Trainer):
             release_memory()
 
     def _computed(self, dataset: Any, batch_size: int, processes: Processes) -> dict[str, list[float]]:
-        """In the batches of one process, each process some of them."""
-        own = []
-        for start in list(range(0, len(dataset), batch_size))[processes.index :: processes.count]:
+        """In the batches of one process, each process some of them; one that has none left meanwhile computes the first again,
+        since all must compute as many where the base is cut up."""
+        own, starts = [], range(0, len(dataset), batch_size)
+        for first in range(processes.index, len(starts) + processes.index, processes.count):
+            start = starts[first] if first < len(starts) else 0
             rows = [dataset[place] for place in range(start, min(start + batch_size, len(dataset)))]
             batch = self._prepare_inputs(self.data_collator(rows))
-            own.append((start, [values.tolist() for values in self.compute_ref_log_probs(self.model, batch)]))
+            found = [values.tolist() for values in self.compute_ref_log_probs(self.model, batch)]
+            if first < len(starts):
+                own.append((start, found))
         parts = [values for _, values in sorted(processes.gathered(own))]
         return {
             column: [value for part in parts for value in part[place]]
