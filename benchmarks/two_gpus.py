@@ -6,9 +6,9 @@
 
 gemma-2b's shape with random weights in fp16, each card held to a T4's memory. Generation: the slot engine on the prompts of
 benchmarks/generation.py, shared out as `cai generate` does; the time is from when all processes are ready to when the last is
-done, the median of three (of one with more --prompts), after a warm-up. DPO: `train_policy` on 192 pairs, one epoch, with the effective batch of the t4
-preset; pairs/s are of the steps but the first, without evaluating and saving. "508" are sides of about 508 tokens, "spread" are
-log-normal lengths. Losses of one and two are printed beside each other.
+done, the median of three (of one with more --prompts), after a warm-up. DPO: `train_policy` on 192 pairs, one epoch, with the
+effective batch of the t4 preset; pairs/s are of the steps but the first, without evaluating and saving. "508" are sides of
+about 508 tokens, "spread" are log-normal lengths. Losses of one and two are printed beside each other.
 
 FSDP: the same on 96 pairs of "508", by one card with a T4's memory, and by two with the base cut up, each held to less than the
 base's weights alone take (4.7 GiB); that one card refuses it in that memory is tried first. "peaks" are each card's, allocated.
