@@ -87,17 +87,14 @@ def held(model: Any) -> str:
     from torch.distributed.tensor import DTensor
 
     base = [weights for name, weights in model.named_parameters() if "lora_" not in name]
-    here = [weights.to_local() if isinstance(weights, DTensor) else weights for weights in base]
-    own, of_all = (sum(each.numel() * each.element_size() for each in tensors) for tensors in (here, base))
-    cut, of_cut = (
-        sum(
-            each.numel() * each.element_size()
-            for each, weights in zip(tensors, base, strict=True)
-            if isinstance(weights, DTensor)
-        )
-        for tensors in (here, base)
-    )
-    return f"{own / GIB:.2f} of {of_all / GIB:.2f} GiB are here: {cut:,} of {of_cut:,} bytes of its layers, and the rest whole"
+    cut = [weights for weights in base if isinstance(weights, DTensor)]
+    parts, of_layers, of_all = _bytes([weights.to_local() for weights in cut]), _bytes(cut), _bytes(base)
+    here = of_all - of_layers + parts
+    return f"{here / GIB:.2f} of {of_all / GIB:.2f} GiB are here: {parts:,} of {of_layers:,} bytes of its layers, and the rest whole"
+
+
+def _bytes(tensors: list[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 @contextmanager
