@@ -31,6 +31,7 @@ import transformers
 import trl
 import trl.trainer.dpo_trainer
 from peft import LoraConfig
+from peft.tuners.lora import Linear
 from transformers import (
     AutoModelForCausalLM,
     GemmaConfig,
@@ -51,6 +52,7 @@ from cai_helpers.training.arithmetic import PairLengths
 from cai_helpers.training.dpo import PolicyTrainer, training_arguments
 from cai_helpers.training.memory_plan import plan_room
 from cai_helpers.training.policy.lora import fresh_lora
+from cai_helpers.training.policy.lora_linear import OneStep
 from cai_helpers.training.policy.reference_store import ReferenceStore
 from cai_helpers.training.rows.pairs import as_dataset
 from cai_helpers.training.trainer import Start, quiet_libraries
@@ -181,6 +183,14 @@ def by_trl(
     )
 
 
+def with_pefts_layers(model: Any, rows: list[PreferenceRow], tokenizer: Any, passes: int) -> DPOTrainer:
+    trainer = by_us(model, rows, tokenizer, passes)
+    for layer in trainer.model.modules():
+        if isinstance(layer, OneStep):
+            layer.__class__ = Linear
+    return trainer
+
+
 def by_us(model: Any, rows: list[PreferenceRow], tokenizer: Any, passes: int, shared: bool = True) -> DPOTrainer:
     """As dpo.build_trainer makes it, of a model that is in memory already."""
     folder, machine = Path(tempfile.mkdtemp()), this_machine()
@@ -213,7 +223,8 @@ VARIANTS = [
         lambda *given: by_trl(*given, batch=4, precompute_ref_log_probs=True),
     ),
     Variant("cut batches of like length", lambda *given: by_us(*given, shared=False)),
-    Variant("**the same, prompts shared (`cai train`)**", by_us),
+    Variant("cut batches, prompts shared, PEFT's own LoRA layers", with_pefts_layers),
+    Variant("**cut batches, prompts shared (`cai train`)**", by_us),
 ]
 
 

@@ -95,6 +95,8 @@ def carry_out(job: Job, method: Method[Trainer]) -> Trained[Trainer]:
         checks.append(("base, cut up", held(trainer.model)))
     for what, result in checks:
         job.say(f"check: {what}: {result}")
+    if (slower := trainer.lora_layers.line()) is not None:
+        job.say(slower)
     history = job.keep(method.history)
     trainer.add_callback(history)
     folder = job.files.checkpoints

@@ -28,6 +28,7 @@ from cai_helpers.training.cut_up import cut_up, mesh_of_all
 from cai_helpers.training.halving import Halving
 from cai_helpers.training.load import load_of_each
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
+from cai_helpers.training.policy.lora_linear import LoraLayers, in_one_step
 from cai_helpers.training.policy.merged import Merged, merge_stage2
 from cai_helpers.training.spread import SpreadTraining
 from cai_helpers.training.watch import checkpoints
@@ -40,10 +41,12 @@ class PolicyTraining(SpreadTraining, Halving):
     """Mixed into one of TRL's trainers, in front of it."""
 
     start: Start
+    lora_layers: LoraLayers
 
     def __init__(self, **options: Any) -> None:
         ground.make_folder(Path(options["args"].output_dir))  # the Trainer would make the folders above it as well
         super().__init__(**options)
+        self.lora_layers = in_one_step(self.accelerator.unwrap_model(self.model))
         self.remove_callback(PrinterCallback)  # prints every log as a dictionary; ours says it in a line
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
