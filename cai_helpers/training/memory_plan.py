@@ -15,12 +15,13 @@ from cai_helpers.settings import Settings, Train
 from cai_helpers.training.arithmetic import arithmetic_of
 from cai_helpers.training.cut_up import parameters_held
 
-# Values a token that a layer keeps for its backward pass: _KEPT_HIDDEN times the hidden size and _KEPT_MLP times the MLP's;
-# the LoRA on each linear layer keeps copies of its own. While one layer is worked on, _WORKING times the MLP's come on
-# top. Fitted to the peaks of three shapes on a GPU: benchmarks/memory_plan.py, and benchmarks/RESULTS.md has both sides.
-_KEPT_HIDDEN, _KEPT_MLP, _WORKING = 16, 4, 3
+# Values a token that a layer keeps for its backward pass: _KEPT_HIDDEN times the hidden size and _KEPT_MLP times the MLP's,
+# half a value of which is the mask of a dropout; the other linear layers' masks are in _KEPT_HIDDEN. While one layer is
+# worked on, _WORKING times the MLP's come on top. Counted, storage by storage, where each LoRA layer is computed in one step
+# (tests/test_lora_linear.py counts again); benchmarks/memory_plan.py has the peaks on a GPU beside it.
+_KEPT_HIDDEN, _KEPT_MLP, _WORKING = 12, 4.5, 3
 _KEPT_BY_SIDES = (
-    5  # times the hidden size more where pairs share their prompt: queries, keys and values, laid out by side
+    4  # times the hidden size more where pairs share their prompt: queries, keys and values, laid out by side
 )
 _TILE_TOKENS, _TILE_COLUMNS = 4096, 8192  # of the logits that TRL's chunked head holds at once
 _CLEARLY_TOO_MUCH = 1.1  # times the memory there is; the estimate is no better than that
@@ -150,7 +151,7 @@ def plan_memory(
     weights       every parameter in the precision of the base
     adapters      LoRA on every linear layer: weight, gradient and Adam's two moments in fp32, and the frozen copy that
                   is the reference of a Stage-2 adapter
-    activations   tokens · (16 · hidden + 4 · MLP) values for each layer, 21 · hidden where pairs share their prompt; with
+    activations   tokens · (12 · hidden + 4.5 · MLP) values for each layer, 16 · hidden where pairs share their prompt; with
                   gradient checkpointing for one layer, and the inputs of all (Chen et al. 2016, arXiv 1604.06174); and
                   tokens · 3 · MLP for the layer at work
     head          TRL's chunked head: one tile of 4096 tokens by 8192 logits, and the hidden states with their gradient
@@ -218,7 +219,7 @@ def _costs(settings: Settings, dtype: Dtype) -> _Costs:
     size = 4 if dtype == "fp32" else 2
     layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     by_sides = _KEPT_BY_SIDES if "dpo" in settings.train.method else 0
-    one_layer = ((_KEPT_HIDDEN + by_sides) * hidden + _KEPT_MLP * mlp) * size
+    one_layer = int(((_KEPT_HIDDEN + by_sides) * hidden + _KEPT_MLP * mlp) * size)
     return _Costs(
         weights=parameters * size,
         adapters=lora * (20 if settings.models.adapter else 16),

@@ -69,24 +69,29 @@ def _why_not(layer: Any) -> str | None:
     return None
 
 
-class OneStep(Linear):  # type: ignore[misc]  # PEFT has no types
+class OneStep(Linear):
     """PEFT's Linear; where one adapter is active and unmerged, by one operation."""
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         active = self.active_adapters
-        if args or kwargs or self.disable_adapters or self.merged or len(active) != 1 or active[0] not in self.lora_A:
+        parts: Any = self._modules  # and so on: attributes of modules take long to look up, seven times in every layer
+        if args or kwargs or self._disable_adapters or self.merged_adapters or len(active) != 1:
             return super().forward(x, *args, **kwargs)
-        base, lora_a, lora_b = self.base_layer, self.lora_A[active[0]].weight, self.lora_B[active[0]].weight
-        device = x.device.type
+        (name,) = active
+        if name not in parts["lora_A"]._modules:
+            return super().forward(x)
+        base = parts["base_layer"]._parameters
+        lora_a, lora_b = (parts[matrix]._modules[name]._parameters["weight"] for matrix in ("lora_A", "lora_B"))
+        device, weight = x.device.type, base["weight"]
         if torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
-        elif x.dtype == base.weight.dtype == lora_a.dtype == lora_b.dtype:
+        elif x.dtype == weight.dtype == lora_a.dtype == lora_b.dtype:
             dtype = x.dtype
         else:  # a base in half precision without autocast: PEFT computes the LoRA in that of its own weights
             return super().forward(x)
-        dropout = self.lora_dropout[active[0]]
-        rate = dropout.p if dropout.training and isinstance(dropout, torch.nn.Dropout) else 0.0
-        return _LoraLinear.apply(x, base.weight, base.bias, lora_a, lora_b, self.scaling[active[0]], rate, dtype)  # type: ignore[no-any-return, no-untyped-call]
+        dropout = parts["lora_dropout"]._modules[name]
+        rate = dropout.p if dropout.training and type(dropout) is torch.nn.Dropout else 0.0
+        return _LoraLinear.apply(x, weight, base["bias"], lora_a, lora_b, self.scaling[name], rate, dtype)
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -96,7 +101,7 @@ class _LoraLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
@@ -111,15 +116,16 @@ class _LoraLinear(torch.autograd.Function):
         a, b, mask, dropped = lora_a.to(dtype), lora_b.to(dtype), None, x
         if rate:
             dropped, mask = torch.native_dropout(x, rate, True)
-        low = dropped.to(dtype).flatten(0, -2).mm(a.t())  # tokens × r
-        output.view(-1, output.shape[-1]).addmm_(low, b.t(), alpha=scaling)
+        low = linear(dropped.flatten(0, -2), a)  # tokens × r
+        flat = output.view(-1, output.shape[-1])
+        torch.addmm(flat, low, b.t(), alpha=scaling, out=flat)  # in place; torch's FLOP counter does not know addmm_
         ctx.save_for_backward(x, weight, a, b, low, mask)
         ctx.scaling, ctx.kept, ctx.dtypes = scaling, 1 / (1 - rate) if rate < 1 else 0.0, (lora_a.dtype, lora_b.dtype)
         return output
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, a, b, low, mask = ctx.saved_tensors
         of_x, _, _, of_a, of_b = ctx.needs_input_grad[:5]
         scaling, dtype, of_lora_a, of_lora_b = ctx.scaling, gradient.dtype, None, None
@@ -135,7 +141,7 @@ class _LoraLinear(torch.autograd.Function):
         if of_x:
             of_input = flat.mm(weight.to(dtype))
             if mask is None:
-                of_input.addmm_(of_low, a)
+                torch.addmm(of_input, of_low, a, out=of_input)
             else:
                 of_input.addcmul_(of_low.mm(a), mask.flatten(0, -2), value=ctx.kept)
             of_input = of_input.view_as(x).to(x.dtype)
