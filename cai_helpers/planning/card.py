@@ -161,6 +161,7 @@ def _overheads(device: torch.device, dtype: torch.dtype) -> tuple[float, float, 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from cai_helpers.models.graphs import Graphs
+    from cai_helpers.training.policy.lora_linear import in_one_step
 
     # transformers warns of a name that peft still uses; the user can do nothing about it
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
@@ -180,8 +181,9 @@ def _overheads(device: torch.device, dtype: torch.dtype) -> tuple[float, float, 
         eager = _seconds(forward, device, 0.5)
         graphs = Graphs(device)
         captured = _seconds(lambda: graphs.call("forward", forward), device, 0.3)
-    lora = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(r=4, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
     trained = get_peft_model(model, lora).train()
+    in_one_step(trained)  # as training has it
 
     def train() -> None:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):

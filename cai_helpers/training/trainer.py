@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import datasets
 import torch
-from transformers import PrinterCallback
+from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging
 
 from cai_helpers import ground
@@ -47,6 +47,8 @@ class PolicyTraining(SpreadTraining, Halving):
         ground.make_folder(Path(options["args"].output_dir))  # the Trainer would make the folders above it as well
         super().__init__(**options)
         self.lora_layers = in_one_step(self.accelerator.unwrap_model(self.model))
+        self._trained = [weights for weights in self.model.parameters() if weights.requires_grad]
+        self.add_callback(_ForgetsOnlyTheTrained(self))
         self.remove_callback(PrinterCallback)  # prints every log as a dictionary; ours says it in a line
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -68,6 +70,14 @@ class PolicyTraining(SpreadTraining, Halving):
         checkpoints.seal(saved)
         return saved
 
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """Of what trains alone: transformers walks through the frozen base for it at each step."""
+        return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
+
+    def forget_gradients(self, set_to_none: bool = True) -> None:
+        for weights in self._trained:
+            weights.grad = None
+
     def floating_point_ops(self, inputs: Any) -> int:
         """None are counted: for a number that nobody reads, transformers walks through all modules at each step."""
         return 0
@@ -84,6 +94,16 @@ class PolicyTraining(SpreadTraining, Halving):
         transformers 5.15–5.22 load only the sub-folders, here the reference: the policy would be Stage 2 again.
         """
         restore_policy(self.model, Path(resume_from_checkpoint))
+
+
+class _ForgetsOnlyTheTrained(TrainerCallback):
+    """Between two steps transformers walks through the frozen base as well, to forget gradients that it has not."""
+
+    def __init__(self, trainer: PolicyTraining) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> None:
+        self._trainer.model_wrapped.zero_grad = self._trainer.forget_gradients
 
 
 @contextmanager
