@@ -26,6 +26,7 @@ from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.settings import load_settings
 from cai_helpers.training.memory_plan import plan_memory
+from cai_helpers.training.policy.lora_linear import in_one_step
 
 SPECIAL = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 SHAPES: dict[str, PreTrainedConfig] = {
@@ -75,12 +76,13 @@ def peak(config: PreTrainedConfig, batch: int, words: int, thrifty: bool) -> tup
     arguments = DPOConfig(
         tempfile.mkdtemp(), num_train_epochs=1, per_device_train_batch_size=batch, max_length=4096,
         gradient_checkpointing=thrifty, fp16=True, bf16=False, precompute_ref_log_probs=True, save_strategy="no",
-        report_to="none", disable_tqdm=True,
+        report_to="none", disable_tqdm=True, disable_dropout=False,
     )  # fmt: skip
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
     tokenizer = load_tokenizer("embedded:chat")
     rows = Dataset.from_list([row(tokenizer, number, words) for number in range(2 * batch)])
     trainer = DPOTrainer(model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=lora)
+    in_one_step(trainer.model)  # as in `cai train`, dropout and all
     first = trainer.train_dataset[0]
     trainer.train()
     return torch.cuda.max_memory_allocated() / GIB, len(first["prompt_ids"]) + len(first["chosen_ids"])

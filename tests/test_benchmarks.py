@@ -8,7 +8,7 @@ import pytest
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 TABLES = {
-    "dpo": ["\n| SmolLM2-135M | drawn | **the same, prompts shared (`cai train`)** |"],
+    "dpo": ["\n| SmolLM2-135M | drawn | **cut batches, prompts shared (`cai train`)** |"],
     "flops": ["\n| **the same, prompts shared (`cai train`)** |"],
     "flow": ["| flow |", "| flow, opening read once |"],
     "generation": ["slots: 64 | 12 |"],

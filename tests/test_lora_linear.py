@@ -50,17 +50,22 @@ def computed(model, autocast: bool = False) -> tuple[torch.Tensor, dict[str, tor
 
 @pytest.mark.parametrize("checkpointed", [False, True], ids=["kept", "checkpointed"])
 @pytest.mark.parametrize("dropout", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("precision", "rounding"),
+    [(torch.float64, 1e-12), (torch.float32, 3e-5)],  # PEFT's own move by 1.5e-5 when weights do by half an ulp
+    ids=["fp64", "fp32"],
+)
 @pytest.mark.parametrize("name", MODELS)
-def test_outputs_and_gradients_are_those_of_peft(name, dropout, checkpointed):
-    slow, fast = both(with_lora(MODELS[name], dropout))
+def test_outputs_and_gradients_are_those_of_peft(name, precision, rounding, dropout, checkpointed):
+    slow, fast = both(with_lora(MODELS[name], dropout).to(precision))
     if checkpointed:
         fast.gradient_checkpointing_enable({"use_reentrant": False})
     (logits, gradients), (other_logits, other_gradients) = computed(slow), computed(fast)
-    assert torch.allclose(logits, other_logits, atol=1e-6)
+    assert (logits - other_logits).norm() <= rounding * logits.norm()
     assert gradients.keys() == other_gradients.keys()
     for each in gradients:
         assert other_gradients[each].dtype == gradients[each].dtype
-        assert (gradients[each] - other_gradients[each]).norm() <= 1e-5 * gradients[each].norm(), each
+        assert (gradients[each] - other_gradients[each]).norm() <= rounding * gradients[each].norm(), each
 
 
 def test_the_gradient_is_that_of_finite_differences():
@@ -150,7 +155,8 @@ def test_what_is_not_plain_stays_with_peft_and_is_named(config, options, reason)
     slow = with_lora(type(made).from_dict(made.to_dict() | biased), 0.0, **options)
     fast = copy.deepcopy(slow)
     found = in_one_step(fast)
-    assert found.in_one_step < found.all and found.reason.endswith(reason)
+    assert found.in_one_step < found.all
+    assert found.reason.endswith(reason)
     assert f"{found.in_one_step} of {found.all} LoRA layers computed in one step" in found.line()
     assert sum(isinstance(layer, OneStep) for layer in fast.modules()) == found.in_one_step
     assert torch.allclose(computed(slow)[0], computed(fast)[0], atol=1e-6)

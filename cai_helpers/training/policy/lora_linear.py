@@ -1,4 +1,4 @@
-"""A linear layer and its LoRA computed as one operation of autograd: the same values in a third of the steps.
+"""A linear layer and its LoRA computed as one operation of autograd: the same values in a third of the nodes.
 
 PEFT computes base, cast, dropout, cast, A, B, scaling and sum as operations of their own, each with a place in the graph,
 and keeps a dropped-out copy of the input for each layer; queries, keys and values have the same input, as have gate and up.
