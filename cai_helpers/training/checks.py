@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from peft import get_peft_model_state_dict
@@ -39,9 +39,11 @@ def check_trained_parameters(model: torch.nn.Module) -> Check:
     return Check("trained", f"{count:,} parameters in {len(trained)} LoRA matrices, fp32; nothing else")
 
 
-def check_reference(model: torch.nn.Module, start: Start, models: Models) -> Check:
+def check_reference(model: Any, start: Start, models: Models) -> Check:
     if start.adapter is None:
-        return Check("reference", f"the base model {models.base}{merged_in(start)}, with the new LoRA switched off")
+        # TRL copies a LoRA that it is handed; where the base is cut up, it is handed the new one
+        how = "a copy of the new LoRA, at zero" if REFERENCE in model.peft_config else "the new LoRA switched off"
+        return Check("reference", f"the base model {models.base}{merged_in(start)}, with {how}")
     equal = require_equal(model, REFERENCE, start.adapter)
     name = "the supervised result" if start.adapter != models.adapter else start.adapter
     frozen = get_peft_model_state_dict(model, adapter_name=REFERENCE, save_embedding_layers=False)

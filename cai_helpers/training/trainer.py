@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 import datasets
 import torch
-from transformers import PrinterCallback, TrainerCallback
+from peft import PeftModel, get_peft_model
+from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.utils import logging
 
 from cai_helpers import ground
@@ -139,7 +140,11 @@ def load_start(settings: Settings, probe: list[int], tuned: Path | None = None) 
 
     def own_part() -> Start:
         start = _loaded(settings, probe, tuned, "cpu")
-        return start._replace(model=cut_up(start.model, mesh))
+        model = start.model
+        if start.adapter is None:  # on what is cut up already, PEFT 0.20 would make a LoRA of a part's shape
+            set_seed(settings.seed)
+            model = get_peft_model(model, fresh_lora(settings.train))
+        return start._replace(model=cut_up(model, mesh))
 
     return this_process().in_turns(own_part)
 
@@ -160,7 +165,7 @@ def _loaded(settings: Settings, probe: list[int], tuned: Path | None, device: st
 
 def trainer_options(settings: Settings, start: Start) -> dict[str, Any]:
     """The model and, where it has no adapter yet, the LoRA that TRL puts on it, seeded."""
-    lora = None if start.adapter else fresh_lora(settings.train)
+    lora = None if isinstance(start.model, PeftModel) else fresh_lora(settings.train)
     return {"model": start.model, "peft_config": lora, "batch_size": settings.train.batch_size}
 
 
