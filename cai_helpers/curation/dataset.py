@@ -113,7 +113,9 @@ class Curation:
             if reason is not None:
                 yield Dropped(pair, reason)
             else:
-                yield _result(pair, by_person.get(place))
+                made = _result(pair, by_person.get(place))
+                assert not isinstance(made, str)  # it was a row before
+                yield made
         yield from self._own_rows
 
     def _near_duplicates(self) -> list[int]:
