@@ -317,7 +317,7 @@ def test_rows_are_never_made_of_other_pairs_than_those_that_were_judged():
 
 def test_the_texts_of_a_file_are_never_held_all_at_once(workspace, tmp_path, monkeypatch):
     monkeypatch.setattr("cai_helpers.measures.topic._ROWS", 20)  # 5,000 otherwise: those are held
-    monkeypatch.setattr("cai_helpers.measures.intervals._NORMAL_FROM", 2)  # 2,000 otherwise: resampling fewer takes 64 MB
+    monkeypatch.setattr("cai_helpers.measures.intervals._NORMAL_FROM", 2)  # resampling up to 2,000 takes 64 MB
     curate_pairs(load_settings("smoke"), workspace, written(tmp_path / "few.jsonl", 2))  # what is loaded once is loaded
     source = written(tmp_path / "pairs.jsonl", 400)
     tracemalloc.start()
