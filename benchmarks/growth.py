@@ -1,6 +1,6 @@
 """Do store, curate and analyze stay near-linear, and their memory bounded, as the pairs grow?
 
-    python benchmarks/growth.py                      # 10^3 … 10^6 pairs; half an hour on two cores, 4 GB of disk
+    python benchmarks/growth.py                      # 10^3 … 10^6 pairs; a quarter of an hour, 4 GB of disk
     python benchmarks/growth.py --most 100000        # up to so many
     python benchmarks/growth.py --tiny               # that it works, in seconds
     python benchmarks/growth.py --picture docs/growth.png

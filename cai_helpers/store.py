@@ -9,8 +9,9 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -128,6 +129,12 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         yield row
 
 
+def rows_at(path: Path, places: Container[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(place, row) of some rows of a file that `read_jsonl` has read, the first at place 0; the others are not parsed."""
+    lines = (line for line in _lines(path) if line.strip())
+    return ((place, json.loads(line)) for place, line in enumerate(lines) if place in places)
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     if not path.name.endswith(".gz"):
         with path.open("rb") as file:
@@ -178,6 +185,18 @@ def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     _replace(path, map(encode_row, rows))
 
 
+@contextmanager
+def writing_jsonl(*paths: Path) -> Iterator[list[Callable[[dict[str, Any]], object]]]:
+    """As `write_jsonl`, of several files side by side: give for each a function that takes its next row."""
+    with ExitStack() as files:
+        opened = [files.enter_context(_replacing(path)) for path in paths]
+        yield [partial(_write_row, file) for file in opened]
+
+
+def _write_row(file: BinaryIO, row: dict[str, Any]) -> None:
+    file.write(encode_row(row))
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as readable JSON, atomically. NaN and infinity raise: they are no JSON."""
     write_atomically(path, _encode(value, indent=2) + b"\n")
@@ -204,12 +223,19 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _replace(path: Path, parts: Iterable[bytes]) -> None:
+    with _replacing(path) as file:
+        file.writelines(parts)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name, which becomes `path` when all is written."""
     ground.make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     with ground.writing(path):
         try:
             with temporary.open("wb") as file:
-                file.writelines(parts)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
         except ValueError:  # a row that is no JSON: of a file that is not whole nothing stays

@@ -218,7 +218,7 @@ def test_a_foreign_file_of_eight_columns_is_read(tmp_path):
         name: value for name, value in row(principle_ids="HP001,HP002", critic_notes=None).items() if name not in own
     }
     write_jsonl(tmp_path / "old.jsonl", [old, old])
-    frame = read_frame(tmp_path / "old.jsonl")
+    frame = read_frame(tmp_path / "old.jsonl").rows
     assert list(frame["principle_ids"]) == [["HP001", "HP002"]] * 2
     assert list(frame["outcome"]) == ["unknown"] * 2
     assert list(frame["compared"]) == [True, True]

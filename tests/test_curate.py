@@ -1,14 +1,16 @@
 import json
-from typing import get_args
+import tracemalloc
+from typing import NamedTuple, get_args
 
 import pytest
 
 from cai_helpers.analysis.frame import read_frame
 from cai_helpers.analysis.statistics import analyze_frame
+from cai_helpers.curation.dataset import Overruled, curate
 from cai_helpers.curation.overrides import Override, append_override, pair_key
-from cai_helpers.curation.rules import DROP_MEANING, curate, drop_reason, preference_row, refuses_over_answer
+from cai_helpers.curation.rules import DROP_MEANING, Dropped, drop_reason, preference_row, refuses_over_answer
 from cai_helpers.curation.split import held_out_ids, held_out_rule, split_hash
-from cai_helpers.schema import TWO_SIDED, Outcome, ScoredPair
+from cai_helpers.schema import TWO_SIDED, Outcome, PreferenceRow, ScoredPair
 from cai_helpers.settings import Curate, load_settings
 from cai_helpers.stages.curate import curate_pairs
 from cai_helpers.store import read_jsonl, write_jsonl
@@ -194,8 +196,18 @@ def test_curating_again_is_a_no_op_until_a_setting_changes(workspace, tmp_path, 
     assert report.dropped == {"tie": 1}
 
 
-def curated(pairs: list[ScoredPair], overrides: dict | None = None, **settings):
-    return curate(pairs, overrides or {}, Curate(**settings), seed=0)
+class Curated(NamedTuple):
+    rows: list[PreferenceRow]
+    dropped: list[Dropped]
+    overruled: Overruled
+
+
+def curated(pairs: list[ScoredPair], overrides: dict | None = None, **settings) -> Curated:
+    curation = curate(pairs, overrides or {}, Curate(**settings), seed=0)
+    results = list(curation.results(pairs))
+    rows = [one for one in results if isinstance(one, PreferenceRow)]
+    assert len(rows) == curation.kept
+    return Curated(rows, [one for one in results if isinstance(one, Dropped)], curation.overruled)
 
 
 def override(one: ScoredPair, decision: str, edited: str | None = None) -> dict[str, Override]:
@@ -294,3 +306,38 @@ def test_decisions_are_honoured_from_disk_and_counted_in_the_report(workspace, t
     )
     rows = [*read_jsonl(workspace.train_rows), *read_jsonl(workspace.eval_rows)]
     assert sorted(row["labelled_by"] for row in rows) == ["person", "reward model", "reward model"]
+
+
+def test_rows_are_never_made_of_other_pairs_than_those_that_were_judged():
+    pairs = [answering(number) for number in range(3)]
+    curation = curate(pairs, {}, Curate(), seed=0)
+    with pytest.raises(ValueError, match="zip"):
+        list(curation.results(pairs[:2]))
+
+
+def test_the_texts_of_a_file_are_never_held_all_at_once(workspace, tmp_path, monkeypatch):
+    monkeypatch.setattr("cai_helpers.measures.topic._ROWS", 20)  # 5,000 otherwise: those are held
+    monkeypatch.setattr("cai_helpers.measures.intervals._NORMAL_FROM", 2)  # resampling up to 2,000 takes 64 MB
+    curate_pairs(load_settings("smoke"), workspace, written(tmp_path / "few.jsonl", 2))  # what is loaded once is loaded
+    source = written(tmp_path / "pairs.jsonl", 400)
+    tracemalloc.start()
+    report = curate_pairs(load_settings("smoke"), workspace, source)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert report.kept == 400
+    assert source.stat().st_size > 16e6
+    assert peak < 8e6
+
+
+def written(path, count: int):
+    """Pairs whose texts are 20 kB each, no two alike."""
+    rows = (
+        pair(
+            prompt=f"What is the use of tool number {number}?",
+            base_response=" ".join(f"b{number}.{word}" for word in range(2500)),
+            revised_response=" ".join(f"r{number}.{word}" for word in range(2500)),
+        ).model_dump()
+        for number in range(count)
+    )
+    write_jsonl(path, rows)
+    return path

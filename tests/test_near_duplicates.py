@@ -1,8 +1,9 @@
 import random
 
+import numpy
 import pytest
 
-from cai_helpers.measures.near_duplicates import near_copies
+from cai_helpers.measures.near_duplicates import WordNumbers, near_copies, near_copies_in
 
 LONG = (
     "My neighbour plays loud music every night until two and the landlord does not answer my letters, "
@@ -55,3 +56,15 @@ def test_texts_of_no_word_one_word_and_two_words_are_compared_as_wholes():
     assert near_copies(["", "a", "a b", "a b c", "b", " ", "A", "a  B", "A b c"], 0.8) == [
         None, None, None, None, None, 0, 1, 2, 3,
     ]  # fmt: skip
+
+
+def test_the_order_in_which_texts_are_compared_is_not_that_in_which_they_came():
+    draw = random.Random(1)
+    texts = [" ".join(draw.choices("abc", k=draw.randrange(1, 9))) for _ in range(60)]
+    numbers = WordNumbers()
+    for text in texts:
+        numbers.add(text)
+    order = numpy.array(draw.sample(range(60), 60))
+    copies = near_copies_in(numbers, order, 0.5)
+    assert copies == near_copies([texts[place] for place in order], 0.5)
+    assert 0 < copies.count(None) < 60

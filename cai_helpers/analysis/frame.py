@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Iterator
-from itertools import islice
+import sys
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 from pydantic import ValidationError
 
@@ -16,7 +20,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.measures.normal import normalised
 from cai_helpers.measures.refusals import is_refusal
 from cai_helpers.schema import TWO_SIDED, ScoredPair
-from cai_helpers.store import read_jsonl
+from cai_helpers.store import read_jsonl, rows_at
 
 COLUMNS = ("prompt", "base_response", "revised_response", "base_score", "revised_score", "chosen")
 
@@ -31,22 +35,44 @@ _FOLLOW_UP = re.compile(
 _FOLLOW_UP_WORDS = 8  # a longer one usually says what it is about
 
 
-def read_frame(path: Path) -> pd.DataFrame:
-    """Every pair of a .jsonl or .jsonl.gz file, as `pair_frame` gives them.
+LARGEST_SCORE = 1e6  # rewards are logits; differences and sums of larger numbers overflow (and NaN is no smaller)
+_NUMBERS = ("base_score", "revised_score", "delta", "base_words", "revised_words")
+_FLAGS = ("compared", "identical", "base_refuses", "revised_refuses", "meta", "leak", "multi_turn", "context_free")
+
+
+class PairFrame(NamedTuple):
+    """A file of pairs without its texts, which are read again where they are wanted."""
+
+    rows: pd.DataFrame  # see `FrameRows`
+    read: Callable[[Collection[int]], dict[int, ScoredPair]]  # pairs by their places, the first 0
+
+
+def read_frame(path: Path) -> PairFrame:
+    """Every pair of a .jsonl or .jsonl.gz file.
 
     Raises:
         CaiError: the file is missing or empty, or a row is no scored pair; the message names row and column.
     """
     if not path.is_file():
         raise CaiError(f"There is no file {path}.", "Give the path of a .jsonl file of scored pairs.")
-    frame = pair_frame(read_pairs(path))
-    if frame.empty:
+    rows = FrameRows()
+    for pair in read_pairs(path):
+        rows.add(pair)
+    if not len(rows):
         raise CaiError(f"{path} holds no pairs.", "Run `cai generate` and `cai score`, or give another file.")
-    return frame
+    return rows.frame(path)
 
 
-def pair_frame(pairs: Iterable[ScoredPair]) -> pd.DataFrame:
-    """One row a pair: its columns, and
+def pair_frame(pairs: Iterable[ScoredPair]) -> PairFrame:
+    """The frame of pairs that are in no file."""
+    rows, held = FrameRows(), list(pairs)
+    for pair in held:
+        rows.add(pair)
+    return PairFrame(rows.table(), lambda places: {place: held[place] for place in places})
+
+
+class FrameRows:
+    """Pairs as they come, about 120 bytes each, whatever the length of their texts. Of each its scores and names, and
 
     delta             reward of the revision minus reward of the draft; NaN where no revision was scored
     compared          there are two different texts with two scores
@@ -59,31 +85,50 @@ def pair_frame(pairs: Iterable[ScoredPair]) -> pd.DataFrame:
     context_free      the prompt is a follow-up whose earlier turns are gone
     prompt_key        equal for prompts that differ in case and white space alone
     """
-    parts = [_typed(chunk) for chunk in _in_chunks(_row(number, pair) for number, pair in enumerate(pairs))]
-    return pd.concat(parts, ignore_index=True) if parts else _typed([])
+
+    def __init__(self) -> None:
+        self._numbers = {name: array("d") for name in _NUMBERS}
+        self._flags = {name: bytearray() for name in _FLAGS}
+        self._chosen: list[str | None] = []
+        self._category: list[str] = []
+        self._outcome: list[str] = []
+        self._principle_ids: list[list[str]] = []
+        self._prompt_key = array("q")
+        self._same: dict[tuple[str, ...], list[str]] = {}  # the same principles are one list
+
+    def __len__(self) -> int:
+        return len(self._prompt_key)
+
+    def add(self, pair: ScoredPair) -> None:
+        for name, number in _numbers(pair).items():
+            self._numbers[name].append(math.nan if number is None else number)
+        for name, flag in _flags(pair).items():
+            self._flags[name].append(flag)
+        self._chosen.append(pair.chosen)
+        self._category.append(sys.intern(pair.category))
+        self._outcome.append(pair.outcome)
+        self._principle_ids.append(self._same.setdefault(tuple(pair.principle_ids), pair.principle_ids))
+        self._prompt_key.append(hash(normalised(pair.prompt)))
+
+    def table(self) -> pd.DataFrame:
+        names = {"chosen": self._chosen, "category": self._category, "outcome": self._outcome}
+        # dtype object: pandas 3 would copy every name into Arrow's own strings, and back when one is looked at
+        objects = {name: pd.Series(values, dtype=object) for name, values in names.items()}
+        return pd.DataFrame(
+            {name: np.frombuffer(values, dtype=float) for name, values in self._numbers.items()}
+            | {name: np.frombuffer(values, dtype=bool) for name, values in self._flags.items()}
+            | objects
+            | {"principle_ids": pd.Series(self._principle_ids, dtype=object)}
+            | {"prompt_key": np.frombuffer(self._prompt_key, dtype=np.int64)}
+        )
+
+    def frame(self, path: Path) -> PairFrame:
+        """The frame of the file that the pairs came from."""
+        return PairFrame(self.table(), partial(_read_again, path))
 
 
-def _typed(rows: list[tuple[Any, ...]]) -> pd.DataFrame:
-    # dtype object: pandas 3 would copy every text into Arrow's own strings, and back when one is looked at
-    frame = pd.DataFrame(rows, columns=_ROW_COLUMNS, dtype=object)
-    return frame.astype(dict.fromkeys(_NUMBERS, float) | dict.fromkeys(_FLAGS, bool))
-
-
-def _in_chunks(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
-    rows = iter(rows)
-    while chunk := list(islice(rows, _CHUNK)):
-        yield chunk
-
-
-LARGEST_SCORE = 1e6  # rewards are logits; differences and sums of larger numbers overflow (and NaN is no smaller)
-_CHUNK = 5000  # rows held twice, as tuples and as a frame, while the frame grows
-_NUMBERS = ("base_score", "revised_score", "delta", "base_words", "revised_words")
-_FLAGS = ("compared", "identical", "base_refuses", "revised_refuses", "meta", "leak", "multi_turn", "context_free")
-_ROW_COLUMNS = [
-    *("id", "prompt", "base_response", "revised_response", "critic_notes", "base_score", "revised_score", "chosen"),
-    *("category", "outcome", "principle_ids", "delta", "compared", "identical", "base_words", "revised_words"),
-    *("base_refuses", "revised_refuses", "meta", "leak", "multi_turn", "context_free", "prompt_key"),
-]
+def _read_again(path: Path, places: Collection[int]) -> dict[int, ScoredPair]:
+    return {place: ScoredPair.model_validate(row) for place, row in rows_at(path, frozenset(places))}
 
 
 def read_pairs(path: Path) -> Iterator[ScoredPair]:
@@ -112,37 +157,30 @@ def read_pairs(path: Path) -> Iterator[ScoredPair]:
         yield pair
 
 
-def _row(number: int, pair: ScoredPair) -> tuple[Any, ...]:
+def _numbers(pair: ScoredPair) -> dict[str, float | None]:
+    return {
+        "base_score": pair.base_score,
+        "revised_score": pair.revised_score,
+        "delta": pair.delta,
+        "base_words": len(pair.base_response.split()),
+        "revised_words": len(pair.revised_response.split()),
+    }
+
+
+def _flags(pair: ScoredPair) -> dict[str, bool]:
     identical = pair.identical
-    compared = pair.delta is not None and not identical and pair.outcome in TWO_SIDED
     base_refuses = is_refusal(pair.base_response)
-    base_words = len(pair.base_response.split())
     multi_turn = len(pair.messages) > 1 or _ANSWERED.search(pair.prompt) is not None
-    return (
-        pair.id or f"row {number + 1}",
-        pair.prompt,
-        pair.base_response,
-        pair.revised_response,
-        pair.critic_notes,
-        pair.base_score,
-        pair.revised_score,
-        pair.chosen,
-        pair.category,
-        pair.outcome,
-        pair.principle_ids,
-        pair.delta,
-        compared,
-        identical,
-        base_words,
-        base_words if identical else len(pair.revised_response.split()),
-        base_refuses,
-        base_refuses if identical else is_refusal(pair.revised_response),
-        is_meta_commentary(pair),
-        leaks_template(pair),
-        multi_turn,
-        not multi_turn and is_context_free(pair.prompt),
-        hash(normalised(pair.prompt)),
-    )
+    return {
+        "compared": pair.delta is not None and not identical and pair.outcome in TWO_SIDED,
+        "identical": identical,
+        "base_refuses": base_refuses,
+        "revised_refuses": base_refuses if identical else is_refusal(pair.revised_response),
+        "meta": is_meta_commentary(pair),
+        "leak": leaks_template(pair),
+        "multi_turn": multi_turn,
+        "context_free": not multi_turn and is_context_free(pair.prompt),
+    }
 
 
 def is_context_free(prompt: str) -> bool:

@@ -1,18 +1,18 @@
-"""Everything that can be counted in a frame of scored pairs, with intervals. Pure: a frame in, figures out."""
+"""Everything that can be counted in a frame of scored pairs, with intervals. A frame in, figures out."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from cai_helpers.analysis.frame import PairFrame
 from cai_helpers.measures.intervals import Interval, mean_of, median_of, proportion
-from cai_helpers.measures.topic import topic_fit
-from cai_helpers.schema import SAMPLED, Record, SideNames, side_names
+from cai_helpers.measures.topic import fit_of_all, looked_at
+from cai_helpers.schema import SAMPLED, Record, ScoredPair, SideNames, side_names
 
 TIE = 0.001  # |delta| up to which two scores count as equal: fp32 scores of one text differ by less between batches
 GROUPS_SHOWN = 50  # principles or categories with figures of their own, most used first
@@ -133,20 +133,23 @@ class Statistics(Record):
         return side_names(self.outcomes)
 
 
-def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
-    """Every figure, from a frame of `frame.pair_frame`. `tie`: the largest |delta| that counts as equal."""
+def analyze_frame(pairs: PairFrame, tie: float = TIE) -> Statistics:
+    """Every figure. `tie`: the largest |delta| that counts as equal."""
+    frame = pairs.rows
     compared = frame[frame["compared"]]
     decided = compared[compared["delta"].abs() > tie]
-    attempted = frame[frame["outcome"] != "kept"]
-    told = frame[frame["outcome"] != "unknown"]
+    attempted = frame.loc[frame["outcome"] != "kept", ["identical", "meta"]]
+    told = frame.loc[frame["outcome"] != "unknown", "outcome"]
     higher = np.where(decided["delta"] > 0, "revised", "base")
     winner_refuses, loser_refuses = _refusals_of_sides(decided)
-    by_principle = frame.explode("principle_ids").dropna(subset=["principle_ids"])
+    by_principle = frame[["principle_ids", "compared", "delta"]].explode("principle_ids")
+    by_principle = by_principle.dropna(subset=["principle_ids"])
     used = by_principle["principle_ids"].value_counts()
+    texts = _Texts(pairs, compared)
     return Statistics(
         rows=len(frame),
         outcomes=_counts(frame["outcome"]),
-        usable=_share(told["outcome"].isin(["revised", "kept", "sampled"])),
+        usable=_share(told.isin(["revised", "kept", "sampled"])),
         attempted=len(attempted),
         identical_all=_share(frame["identical"]),
         identical_attempted=_share(attempted["identical"]),
@@ -164,8 +167,8 @@ def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
         contradictions=int((decided["chosen"].notna() & (decided["chosen"] != higher)).sum()),
         meta_commentary=_share(attempted["meta"]),
         leaks=_share(compared["leak"]),
-        draft_fit=_fit(frame, "base"),
-        revision_fit=_fit(compared, "revised"),
+        draft_fit=texts.draft_fit(),
+        revision_fit=texts.revision_fit(),
         principle_rows=int((frame["principle_ids"].str.len() > 0).sum()),
         principles=_groups(by_principle, "principle_ids", len(frame), tie),
         distinct_principles=len(used),
@@ -183,8 +186,8 @@ def analyze_frame(frame: pd.DataFrame, tie: float = TIE) -> Statistics:
         multi_turn=int(frame["multi_turn"].sum()),
         context_free=_share(frame["context_free"]),
         duplicates=int(frame["prompt_key"].duplicated().sum()),
-        worst=_examples(compared, "lowest"),
-        best=_examples(compared, "highest"),
+        worst=texts.worst(),
+        best=texts.best(),
     )
 
 
@@ -213,7 +216,8 @@ def _wins(deltas: pd.Series, tie: float) -> Interval | None:
 def _groups(frame: pd.DataFrame, column: str, total: int, tie: float) -> list[Group]:
     """Figures of the most frequent values of `column`, most frequent first."""
     shown = frame[column].value_counts().index[:GROUPS_SHOWN]
-    groups = dict(list(frame[frame[column].isin(shown)].groupby(column)))
+    rows = frame.loc[frame[column].isin(shown), [column, "compared", "delta"]]
+    groups = dict(list(rows.groupby(column)))
     return [_group(str(name), groups[name], total, tie) for name in shown]
 
 
@@ -257,11 +261,6 @@ def _transitions(compared: pd.DataFrame) -> Transitions:
     )
 
 
-def _fit(rows: pd.DataFrame, side: Literal["base", "revised"]) -> Interval | None:
-    answers = rows[~rows[f"{side}_refuses"]]
-    return topic_fit(answers["prompt"].tolist(), answers[f"{side}_response"].tolist())
-
-
 def _refusals_of_sides(decided: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     """Does the winner refuse, does the loser refuse: one flag a row each."""
     revised_wins = decided["delta"] > 0
@@ -270,8 +269,39 @@ def _refusals_of_sides(decided: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
     return winner, loser
 
 
-def _examples(compared: pd.DataFrame, which: Literal["lowest", "highest"]) -> list[Example]:
-    """The extremes by delta, and only those that lost or won."""
-    side = compared[compared["delta"] < 0] if which == "lowest" else compared[compared["delta"] > 0]
-    rows = side.nsmallest(EXAMPLES, "delta") if which == "lowest" else side.nlargest(EXAMPLES, "delta")
-    return [Example.model_validate(row) for row in rows[list(Example.model_fields)].to_dict("records")]
+class _Texts:
+    """What is told from the texts: which rows that takes is known from the frame, and those are read together."""
+
+    def __init__(self, pairs: PairFrame, compared: pd.DataFrame) -> None:
+        self._drafts = _sample(pairs.rows["base_refuses"])
+        self._revisions = _sample(compared["revised_refuses"])
+        deltas = compared["delta"]
+        # the extremes, and only those that lost or won
+        self._worst = compared.loc[deltas < 0, ["delta"]].nsmallest(EXAMPLES, "delta").index.tolist()
+        self._best = compared.loc[deltas > 0, ["delta"]].nlargest(EXAMPLES, "delta").index.tolist()
+        self._pairs = pairs.read({*self._drafts, *self._revisions, *self._worst, *self._best})
+
+    def draft_fit(self) -> Interval | None:
+        pairs = [self._pairs[place] for place in self._drafts]
+        return fit_of_all([pair.prompt for pair in pairs], [pair.base_response for pair in pairs])
+
+    def revision_fit(self) -> Interval | None:
+        pairs = [self._pairs[place] for place in self._revisions]
+        return fit_of_all([pair.prompt for pair in pairs], [pair.revised_response for pair in pairs])
+
+    def worst(self) -> list[Example]:
+        return [_example(place, self._pairs[place]) for place in self._worst]
+
+    def best(self) -> list[Example]:
+        return [_example(place, self._pairs[place]) for place in self._best]
+
+
+def _sample(refuses: pd.Series) -> list[int]:
+    """Places of the rows whose topic is looked at; refusals have none."""
+    answers = refuses.index[~refuses]
+    return [int(answers[number]) for number in looked_at(len(answers))]
+
+
+def _example(place: int, pair: ScoredPair) -> Example:
+    named = {"id": pair.id or f"row {place + 1}", "delta": pair.delta}
+    return Example.model_validate({name: getattr(pair, name) for name in Example.model_fields} | named)

@@ -10,7 +10,7 @@ from cai_helpers.calibration.accuracy import Calibration, JudgedGold, calibrate,
 from cai_helpers.calibration.gold import Gold, gold_identity
 from cai_helpers.manifest import Fingerprint, section
 from cai_helpers.measures.intervals import Interval
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.schema import StageReport, transcript
 from cai_helpers.scoring.judge import PairScores, ResponsePair, judge_pairs, scorer_identity
 from cai_helpers.settings import Settings
@@ -80,7 +80,7 @@ def try_scorer(settings: Settings, workspace: Workspace, source: str, gold: Gold
     started = time.monotonic()
     pairs = [ResponsePair(pair.messages, pair.better, pair.worse) for pair in gold.pairs]
     judged = judge_pairs(settings, pairs, JsonlStore(workspace.calibration_scores))
-    release_memory()  # the next stage, or scorer, needs the room
+    release_all()  # the next stage, or scorer, needs the room
     return CalibrateReport(
         scorer=scorer_identity(settings),
         calibration=calibrate(_judged(gold, judged.scores), settings.calibrate.target, source),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
+
+from cai_helpers.measures.signs import stands_in
 
 _READ = 700  # characters
 _OPENING = 160
@@ -35,7 +38,7 @@ _OPENINGS = re.compile(
 )  # fmt: skip
 
 # Anywhere in its first sentences.
-_TALK = re.compile(
+TALK = re.compile(
     rf"""
         \bhere(?:\sis|'s)\s(?:a|an|the|my|your)\s(?:\w+\s){{0,2}}(?:revised|revision|improved|rewritten|rewrite|updated|better|edited|polished|corrected|reworked)\b
       | \bhere(?:\sis|'s)\sthe\s(?:text|draft|critique)\b
@@ -64,8 +67,26 @@ _TALK = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )  # fmt: skip
 
+# One of them stands in all such talk, in lower case and with single spaces; looking for them first is ten times as fast.
+TALK_SIGNS = (
+    "here is", "here's", "revised", "rewritten", "improved", "updated", "edited", "corrected", "version", "critique", "criticism", "draft",
+    "response", "original ", "agree with", "feedback", "suggestion", "review", "assessment", "comment", "change", "edit", "correction",
+    "revision", "adjustment", "improvement", "grammatical", "spelling", "removed", "rephrased", "reworded", "rewrote", "reorganized",
+    "i added", "i replaced", "refine", "rework", "revise", "rewrite", "improve", "provide the", "polish", "grammar", "text should",
+    "text could", "message should", "message could", "is not a", "was not a", "text:", "text :", "principle", "constitution",
+)  # fmt: skip
 
+
+@lru_cache(maxsize=16)  # a pair is asked for several times in a row
 def is_meta_commentary(text: str) -> bool:
     """True of a text that speaks of a response, a draft, a critique or changes to one, where an answer should stand."""
     text = text.strip().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
-    return _OPENINGS.match(text[:_OPENING]) is not None or _TALK.search(text[:_READ]) is not None
+    return _OPENINGS.match(text[:_OPENING]) is not None or _talks(text[:_READ])
+
+
+def _talks(text: str) -> bool:
+    if text.isascii():  # of other letters some count as an i, k or s when case is ignored, and are none in lower case
+        words = " ".join(text.lower().split())
+        if not stands_in(words, TALK_SIGNS):
+            return False
+    return TALK.search(text) is not None

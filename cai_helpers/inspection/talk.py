@@ -9,7 +9,7 @@ from cai_helpers.curation.overrides import Decision, OwnPair, append_override
 from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.policies import Policies, load_policies
 from cai_helpers.machine.hardware import use_threads
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.models.flow import answers_of
 from cai_helpers.models.language import STAGE2, STAGE3
 from cai_helpers.prompts.split import prompt_id
@@ -136,7 +136,7 @@ class Talk:
     def close(self) -> None:
         """Give the memory of the models back; the next question loads them again."""
         self._policies = None
-        release_memory()
+        release_all()
 
     def _answer(self, stage: str, messages: Messages) -> Completion:
         from cai_helpers.models.sampling import Sampling

@@ -34,7 +34,7 @@ _VET = re.compile(r"\bvet")
 _AGREES = re.compile(r"(?:sure|yes|yeah|of course|okay|ok|certainly|absolutely|great|haha)\b(?! not)")
 
 
-@lru_cache(maxsize=2**18)  # curation asks twice; of 100,000 pairs all answers stay, a few hundred MB
+@lru_cache(maxsize=16)  # a pair is asked for several times in a row; more would only hold the texts of the file
 def classify(response: str) -> Refusal:
     """The class of `response`: see Refusal. The question is not asked for: to know it did not raise the agreement."""
     answer = _Answer(response)

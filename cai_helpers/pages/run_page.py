@@ -203,8 +203,8 @@ def _shown_elsewhere(gate: list[Target], training: dict[str, list[dict[str, Any]
 
 def _plots(workspace: Workspace, manifests: dict[str, Manifest]) -> dict[str, Path | None]:
     """The pictures of the stages that have run."""
-    if "train" in manifests and workspace.history.exists():
-        save_training_plot(workspace)
+    if "train" in manifests and workspace.history.exists() and not workspace.picture("training").exists():
+        save_training_plot(workspace)  # training draws it; gone, it is drawn again
     made_by = {"funnel": "analyze", "delta_by_outcome": "analyze", "training": "train"}
     paths = {name: workspace.picture(name) for name, stage in made_by.items() if stage in manifests}
     return {name: path for name, path in paths.items() if path.exists()} | {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cai_helpers.errors import CaiError
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.readiness.check import Check, tried
 from cai_helpers.readiness.policy import access
 from cai_helpers.schema import Messages
@@ -45,7 +45,7 @@ def try_scorer(settings: Settings) -> str | None:
     if settings.score.by == "ai_feedback" or (name := judge.scorer_identity(settings)) in _TRIED:
         return None
     judge.load_scorer(settings)
-    release_memory()  # it makes room for the generator, and is loaded again to judge
+    release_all()  # it makes room for the generator, and is loaded again to judge
     _TRIED.add(name)
     return f"{name} loads and passes its trial; it makes room for the generator and is loaded again to judge"
 

@@ -153,10 +153,10 @@ def _analyze(
     words = {} if trust is None else principle_words(Path(own) if own else None)
     statistics = analyze_frame(frame, max(TIE, threshold.value)).in_words(words)
     findings = diagnose(statistics)
-    if curation is not None and curation["generated"] != len(frame):  # it was counted on another file
+    if curation is not None and curation["generated"] != len(frame.rows):  # it was counted on another file
         curation = None
     gate = _gate(statistics, curation, settings)
-    plots = save_pair_plots(frame, statistics, curation, folder)
+    plots = save_pair_plots(frame.rows, statistics, curation, folder)
     page = write_pairs_page(
         folder / "pairs.html",
         source.name,

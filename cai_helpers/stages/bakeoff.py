@@ -37,7 +37,7 @@ from cai_helpers.errors import CaiError, StoppedByHand
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.manifest import Fingerprint, plain
 from cai_helpers.measures.intervals import proportion
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.models.flow import Coming
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.readiness.check import interruptible
@@ -219,7 +219,7 @@ def _make_rows(
             open_drafts = [draft for draft in made if draft.prompt.id not in done]
             _write(name, len(open_drafts), criticise(judge, open_drafts), stores[name], Trace.model_dump)
         del critic, judge
-        release_memory()  # on a T4 the reward model takes the generator's place
+        release_all()  # on a T4 the reward model takes the generator's place
     drafting = {row["id"]: row["seconds"] for row in drafts.rows()}
     return {name: _judged(store, [prompt.id for prompt in ordered], drafting) for name, store in stores.items()}
 

@@ -4,26 +4,37 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from cai_helpers.analysis.frame import pair_frame, read_pairs
+from cai_helpers.analysis.frame import FrameRows, read_pairs
 from cai_helpers.analysis.gate import check_targets
 from cai_helpers.analysis.statistics import TIE, Statistics, analyze_frame
 from cai_helpers.calibration.accuracy import trust_of_pairs
 from cai_helpers.calibration.threshold import Threshold, threshold_of
 from cai_helpers.contents import file_hash
+from cai_helpers.curation.dataset import Curation, Overruled, OwnPairs, curate
 from cai_helpers.curation.one_sided import one_sided
 from cai_helpers.curation.overrides import read_overrides
-from cai_helpers.curation.rules import DROP_MEANING, RULES, Curation, Overruled, OwnPairs, curate, refuses_over_answer
+from cai_helpers.curation.rules import DROP_MEANING, RULES, Dropped
 from cai_helpers.curation.split import held_out_ids, held_out_rule
 from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.builtin import PROMPT_SETS, load_prompts
 from cai_helpers.manifest import Fingerprint, section
-from cai_helpers.measures.refusals import agreement, is_refusal
-from cai_helpers.schema import PreferenceRow, ScoredPair, StageReport, Target, UnpairedRow
+from cai_helpers.measures.refusals import agreement
+from cai_helpers.schema import ScoredPair, StageReport, Target
 from cai_helpers.settings import Settings
-from cai_helpers.store import is_text, read_jsonl, write_json, write_jsonl
+from cai_helpers.store import is_text, read_jsonl, write_json, writing_jsonl
 from cai_helpers.workspace import Workspace, holds_workspace
+
+
+class _Written(NamedTuple):
+    """How many rows each file has."""
+
+    train: int
+    eval: int
+    one_sided: Counter[str]  # by reason
 
 
 class CurateReport(StageReport):
@@ -101,29 +112,57 @@ def curate_pairs(settings: Settings, workspace: Workspace, pairs_file: Path | No
     if (report := workspace.finished("curate", fingerprint, CurateReport)) is not None:
         return report.model_copy(update={"trust": trust})
 
-    pairs = list(read_pairs(source))
-    _require_text(pairs, source)
     rules = settings.curate.with_least_delta(threshold.value if threshold.trusted else math.inf)
-    overrides = read_overrides(workspace.overrides)
-    curation = curate(pairs, overrides, rules, settings.seed, _held_out_prompts(workspace))
-    statistics = analyze_frame(pair_frame(pairs), max(TIE, threshold.value))
-    ids = {row.id for row in curation.rows}
-    eval_ids = held_out_ids(ids, settings.curate.eval_fraction, settings.seed)
-    train = [row for row in curation.rows if row.id not in eval_ids]
-    held_out = [row for row in curation.rows if row.id in eval_ids]
-    extra = one_sided(curation.dropped, held_out_rule(ids, eval_ids, settings.seed))
-
-    report = _report(curation, statistics, len(train), len(held_out), extra, settings)
+    overrides, frame = read_overrides(workspace.overrides), FrameRows()
+    curation = curate(_read(source, frame), overrides, rules, settings.seed, _held_out_prompts(workspace))
+    statistics = analyze_frame(frame.frame(source), max(TIE, threshold.value))
+    del frame
+    written = _write_dataset(curation, settings, workspace, source)
+    report = _report(curation, statistics, written, settings)
     report = report.model_copy(update={"trust": trust, **_on_differences(settings, threshold, statistics)})
-    write_jsonl(workspace.train_rows, (row.model_dump() for row in train))
-    write_jsonl(workspace.eval_rows, (row.model_dump() for row in held_out))
-    write_jsonl(
-        workspace.dropped_rows, ({**drop.pair.model_dump(), "drop_reason": drop.reason} for drop in curation.dropped)
-    )
-    write_jsonl(workspace.one_sided_rows, (row.model_dump() for row in extra))
     write_json(workspace.curation_stats, report.model_dump())
     workspace.seal("curate", fingerprint, outputs, report)
     return report
+
+
+def _read(source: Path, frame: FrameRows) -> Iterator[ScoredPair]:
+    """The pairs one by one, each taken down in the frame on its way.
+
+    Raises:
+        CaiError: a text holds half of a surrogate pair, as JSON can.
+    """
+    for number, pair in enumerate(read_pairs(source), start=1):
+        if not is_text(f"{pair.prompt}{pair.base_response}{pair.revised_response}"):
+            raise CaiError(
+                f"{source}, row {number}: a text holds a broken character (half of a surrogate pair).",
+                "Correct or remove that row: no tokenizer takes it.",
+            )
+        frame.add(pair)
+        yield pair
+
+
+def _write_dataset(curation: Curation, settings: Settings, workspace: Workspace, source: Path) -> _Written:
+    """Read the pairs once more, and write each where it belongs: no more than one is held at a time."""
+    ids = curation.ids
+    eval_ids = held_out_ids(ids, settings.curate.eval_fraction, settings.seed)
+    is_held_out = held_out_rule(ids, eval_ids, settings.seed)
+    train = held_out = 0
+    extra: Counter[str] = Counter()
+    paths = (workspace.train_rows, workspace.eval_rows, workspace.dropped_rows, workspace.one_sided_rows)
+    with writing_jsonl(*paths) as (write_train, write_eval, write_dropped, write_one_sided):
+        for result in curation.results(read_pairs(source)):
+            if isinstance(result, Dropped):
+                write_dropped({**result.pair.model_dump(), "drop_reason": result.reason})
+                for row in one_sided((result,), is_held_out):
+                    write_one_sided(row.model_dump())
+                    extra[row.reason] += 1
+            elif result.id in eval_ids:
+                write_eval(result.model_dump())
+                held_out += 1
+            else:
+                write_train(result.model_dump())
+                train += 1
+    return _Written(train, held_out, extra)
 
 
 def _held_out_prompts(workspace: Workspace) -> set[str]:
@@ -143,32 +182,23 @@ def _fingerprint(settings: Settings, workspace: Workspace, source: Path, outputs
     }
 
 
-def _report(
-    curation: Curation,
-    statistics: Statistics,
-    train: int,
-    held_out: int,
-    extra: list[UnpairedRow],
-    settings: Settings,
-) -> CurateReport:
-    rows = curation.rows
-    counted = Counter(drop.reason for drop in curation.dropped)
-    refusing = sum(map(refuses_over_answer, rows))
+def _report(curation: Curation, statistics: Statistics, written: _Written, settings: Settings) -> CurateReport:
+    kept, dropped, refusing = curation.kept, curation.dropped, curation.refusals_chosen
     return CurateReport(
-        generated=len(rows) + len(curation.dropped),
-        kept=len(rows),
-        dropped={reason: counted[reason] for reason in DROP_MEANING if reason in counted},
-        train=train,
-        eval=held_out,
-        by_category=dict(Counter(row.category for row in rows).most_common()),
-        chosen=dict(Counter(row.chosen_side for row in rows).most_common()),
+        generated=kept + dropped.total(),
+        kept=kept,
+        dropped={reason: dropped[reason] for reason in DROP_MEANING if reason in dropped},
+        train=written.train,
+        eval=written.eval,
+        by_category=dict(curation.categories.most_common()),
+        chosen=dict(curation.sides.most_common()),
         refusals_chosen=refusing,
-        refusals_rejected=sum(map(_answers_over_refusal, rows)),
+        refusals_rejected=curation.refusals_rejected,
         min_pairs=settings.curate.min_pairs,
         overruled=curation.overruled,
         own=curation.own,
-        one_sided=dict(Counter(row.reason for row in extra).most_common()),
-        gate=check_targets(statistics, len(rows), refusing / len(rows) if rows else None, settings.curate),
+        one_sided=dict(written.one_sided.most_common()),
+        gate=check_targets(statistics, kept, refusing / kept if kept else None, settings.curate),
         trust=None,
     )
 
@@ -184,10 +214,6 @@ def _on_differences(settings: Settings, threshold: Threshold, statistics: Statis
         "least_delta": "" if unset else threshold.line(),
         "advice": advice if unset and statistics.sampled else None,
     }
-
-
-def _answers_over_refusal(row: PreferenceRow) -> bool:
-    return is_refusal(row.rejected[0]["content"]) and not is_refusal(row.chosen[0]["content"])
 
 
 def _overruled_lines(overruled: Overruled) -> list[tuple[str, str]]:
@@ -207,16 +233,3 @@ def _own_lines(own: OwnPairs) -> list[tuple[str, str]]:
     ]
     told = [f"{own.added} pairs of your own", *(f"{count} {why}" for count, why in left_out if count)]
     return [("from the chat", "; ".join(told))]
-
-
-def _require_text(pairs: list[ScoredPair], source: Path) -> None:
-    """
-    Raises:
-        CaiError: a text holds half of a surrogate pair, as JSON can.
-    """
-    for number, pair in enumerate(pairs, start=1):
-        if not is_text(f"{pair.prompt}{pair.base_response}{pair.revised_response}"):
-            raise CaiError(
-                f"{source}, row {number}: a text holds a broken character (half of a surrogate pair).",
-                "Correct or remove that row: no tokenizer takes it.",
-            )

@@ -31,7 +31,7 @@ from cai_helpers.machine.hardware import use_threads
 from cai_helpers.machine.processes import is_main_process, this_process
 from cai_helpers.manifest import Fingerprint
 from cai_helpers.measures.refusals import RULES
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.models.hub import EMBEDDED
 from cai_helpers.pages.evaluation_picture import save_evaluation_plot
 from cai_helpers.readiness.needs import require_ready, require_scorer
@@ -135,7 +135,7 @@ def _measure(settings: Settings, workspace: Workspace, asked: Sequence[Asked], a
     options = two_option_sets(settings)
     likelihood = _likelihood(settings, workspace, asked, answers, adapters, options, load)
     del load
-    release_memory()
+    release_all()
     judge_settings = scored_by(settings, settings.evaluate.scorer)
     judgements = judged(judge_settings, asked, answers, JsonlStore(workspace.evaluation_scores))
     return _Measured(

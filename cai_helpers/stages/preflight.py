@@ -19,7 +19,7 @@ from cai_helpers.errors import CaiError
 from cai_helpers.evaluation.prompt_sets import answers_wanted
 from cai_helpers.machine.hardware import GIB, TIGHT, Machine, this_machine, usable_memory, use_threads
 from cai_helpers.manifest import Fingerprint, section
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.models.hub import identity
 from cai_helpers.models.language import portion
 from cai_helpers.prompts.split import write_prompts
@@ -167,7 +167,7 @@ def _generate(settings: Settings, workspace: Workspace, scratch: Workspace, say:
 
 def _score(settings: Settings, traces: list[Trace], say: Callable[[str], None]) -> tuple[int, float]:
     """How many texts, and seconds a text."""
-    release_memory()
+    release_all()
     scorer = load_scorer(settings)
     pairs = [pair for trace in traces for pair in asked_about(trace)]
     # a sample stands in several pairs and is scored once
@@ -226,13 +226,13 @@ def _peak(peaks: dict[str, float], what: str) -> Iterator[None]:
     """Note the peak of the GPU's memory meanwhile, and leave the GPU empty."""
     import torch
 
-    release_memory()
+    release_all()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     yield
     if torch.cuda.is_available():
         peaks[what] = torch.cuda.max_memory_allocated() / GIB
-    release_memory()
+    release_all()
 
 
 def _minutes(value: float) -> str:

@@ -21,7 +21,7 @@ from cai_helpers.critique.samples import is_samples
 from cai_helpers.errors import CaiError, StoppedByHand
 from cai_helpers.machine.hardware import use_threads
 from cai_helpers.manifest import Fingerprint, plain
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.pages.principle_picture import save_principles_plot
 from cai_helpers.prompts.split import write_prompts
 from cai_helpers.readiness.check import interruptible
@@ -201,7 +201,7 @@ def _make_rows(
         ready = [draft_of(critic, prompt, known[prompt.id]) for prompt in prompts]
         _revise(critic, groups, ready, made)
         del critic
-        release_memory()  # on a T4 the reward model takes the generator's place
+        release_all()  # on a T4 the reward model takes the generator's place
     found = {row.pop("id"): Trace.model_validate(row.pop("trace")) for row in made.rows()}
     result = {
         group.name: [found[key] for prompt in prompts if (key := f"{group.key}/{prompt.id}") in found]

@@ -15,7 +15,7 @@ from cai_helpers.errors import CaiError, NotEnoughPairs, TrainingRefused
 from cai_helpers.machine.hardware import Dtype, choose_dtype, this_machine, use_threads
 from cai_helpers.machine.processes import is_main_process, require_known_launch, this_process
 from cai_helpers.manifest import Fingerprint, hash_of_fingerprint, plain, section
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.models.hub import identity
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.readiness.needs import require_ready
@@ -99,7 +99,7 @@ def train_policy(settings: Settings, workspace: Workspace, fresh: bool = False, 
 
     with quiet_libraries(), explained_memory(settings.train):
         report = _train(settings, workspace, data, fingerprint, fresh, watch)
-    release_memory()  # the evaluation loads models of its own
+    release_all()  # the evaluation loads models of its own
     if processes.is_main:
         stamp_settings(workspace.adapter, hash_of_fingerprint(fingerprint))
         save_training_plot(workspace)
@@ -228,7 +228,7 @@ def _train(
         if settings.train.method == "sft":
             return sft
         tuned = workspace.sft_dir / "adapter"
-        release_memory()  # DPO loads the model again, with the supervised result on it
+        release_all()  # DPO loads the model again, with the supervised result on it
     job = Job(
         "train",
         settings,
