@@ -66,6 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="small models on a CPU")
     parser.add_argument("--gib", type=float, default=14.5, help="memory this process may use")
+    parser.add_argument("--only", choices=("generation", "scoring", "DPO"), help="only this part")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if not options.tiny:
@@ -76,21 +77,24 @@ def main() -> None:
     card = measure_card(this_machine(), "fp32" if options.tiny else "fp16")
     print(f"{card.line()}\nmeasured in {time.monotonic() - began:.0f} s: {json.dumps(card.model_dump())}", flush=True)
     figures: list[Figure] = []
-    for figure in figures_of(card, options.tiny):
+    for figure in figures_of(card, options.tiny, options.only):
         print(f"  {figure}", flush=True)
         figures.append(figure)
         release_memory()
     print(table(figures))
 
 
-def figures_of(card: Card, tiny: bool) -> Iterator[Figure]:
-    for shape, config in generation.SHAPES.items():
-        yield generating(card, shape, config, tiny)
-        yield flowing(card, shape, config, tiny)
-    yield scoring(card, tiny)
-    for shape, config in dpo.SHAPES.items():
-        for kind, lengths in dpo.data(tiny).items():
-            yield training(card, f"{shape}, {kind}", config, lengths, tiny)
+def figures_of(card: Card, tiny: bool, only: str | None) -> Iterator[Figure]:
+    if only in (None, "generation"):
+        for shape, config in generation.SHAPES.items():
+            yield generating(card, shape, config, tiny)
+            yield flowing(card, shape, config, tiny)
+    if only in (None, "scoring"):
+        yield scoring(card, tiny)
+    if only in (None, "DPO"):
+        for shape, config in dpo.SHAPES.items():
+            for kind, lengths in dpo.data(tiny).items():
+                yield training(card, f"{shape}, {kind}", config, lengths, tiny)
 
 
 def generating(card: Card, name: str, config: Any, tiny: bool) -> Figure:

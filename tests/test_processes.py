@@ -1,5 +1,6 @@
 """Several processes of one `accelerate launch`, on CPUs by gloo: what comes out is what one process makes."""
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny_run
+import torch
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.processes import Processes, base_is_cut_up, require_known_launch
@@ -15,7 +17,7 @@ from cai_helpers.settings import Settings, load_settings
 from cai_helpers.shares import take_in
 from cai_helpers.stages.train import train_policy
 from cai_helpers.store import JsonlStore, read_jsonl, write_jsonl
-from cai_helpers.training.cut_up import parameters_held
+from cai_helpers.training.cut_up import parameters_held, taken_by_ddp
 from cai_helpers.training.load import Load, load_of_each
 from cai_helpers.training.memory_plan import empty_model
 from cai_helpers.workspace import Workspace
@@ -332,3 +334,22 @@ def test_rows_that_killed_processes_left_in_their_shares_are_taken_in(tmp_path):
     take_in(store)
     assert [row["id"] for row in store.rows()] == ["a", "b", "c"]
     assert [path.name for path in tmp_path.iterdir()] == ["traces.jsonl"]
+
+
+def test_accelerate_hands_a_model_that_is_cut_up_to_ddp_while_it_trains_and_not_otherwise():
+    """Its refusal exists on GPUs alone."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import distribute_tensor
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        model = torch.nn.Linear(2, 2)
+        cut = distribute_tensor(model.weight.detach(), init_device_mesh("cpu", (1,)))
+        model.weight = torch.nn.Parameter(cut, requires_grad=False)
+        accelerate = importlib.import_module("accelerate.accelerator")
+        assert accelerate.model_has_dtensor(model)
+        with taken_by_ddp():
+            assert not accelerate.model_has_dtensor(model)
+        assert accelerate.model_has_dtensor(model)
+    finally:
+        torch.distributed.destroy_process_group()

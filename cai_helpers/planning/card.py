@@ -76,7 +76,7 @@ _SHEETS = {
 CARDS = tuple(_SHEETS)
 _BANDWIDTH_REACHED = 0.75
 # Of a Colab host, whose two cores are slow: twice those measured on the host of benchmarks/RESULTS.md.
-_COLAB_HOST = {"host_forward": 2.6e-3, "host_training": 18e-3, "start": 30.0, "load": 0.4e9, "download": 50e6}
+_COLAB_HOST = {"host_forward": 2.6e-3, "host_training": 11e-3, "start": 30.0, "load": 0.4e9, "download": 50e6}
 _IN_GRAPH = 130e-6
 _HERE = {"start": 15.0, "load": 1e9, "download": 50e6}  # not measured: they depend on what is cached
 

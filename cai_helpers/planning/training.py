@@ -14,6 +14,9 @@ _PASSES = 24  # times that the activations of a layer are read or written in a p
 _AGAIN = 1.4  # as much with gradient checkpointing, which computes the layer twice forward
 _HEAD = 3  # products with the head for each token of an answer: forward, again, and backward
 _WITH_LORA = 2.5  # times as many kernels as a layer without one starts
+_TRAINED = (
+    1.35  # times the host's part of a layer as the card is measured: the prompt is shared, and TRL looks at each part
+)
 _UPDATE_LAYERS = 0.25  # of an update of the weights, in layers' worth of the host
 
 
@@ -76,7 +79,7 @@ def _forward_seconds(shape: Shape, card: Card, tokens: int, width: int, answers:
 def _part_seconds(shape: Shape, card: Card, part: Part, answers: int) -> float:
     """Forward and backward; whichever takes longer, device or host."""
     passes = 3 if part.checkpointed else 2
-    host = shape.layers * card.host_training * (_AGAIN if part.checkpointed else 1)
+    host = shape.layers * card.host_training * _TRAINED * (_AGAIN if part.checkpointed else 1)
     return max(_device_seconds(shape, card, part.tokens, part.width, answers, passes), host)
 
 

@@ -108,3 +108,16 @@ def unhashed() -> Iterator[None]:
         yield
     finally:
         dpo_trainer.hash_module = hashing
+
+
+@contextmanager
+def taken_by_ddp() -> Iterator[None]:
+    """On GPUs accelerate gives DDP no model that is cut up, whatever DDP is told to leave alone (`leave_to_fsdp`)."""
+    import accelerate.accelerator
+
+    asked = accelerate.accelerator.model_has_dtensor
+    accelerate.accelerator.model_has_dtensor = lambda model: False
+    try:
+        yield
+    finally:
+        accelerate.accelerator.model_has_dtensor = asked

@@ -38,7 +38,7 @@ class Halving(Trainer):
     processes: Processes
     _metrics: dict[str, dict[str, list[float]]]
     _total_train_tokens: int
-    _trained: list[torch.nn.Parameter] | None = None
+    trained: list[torch.nn.Parameter]  # of the model, gathered once
     compute_less: Callable[
         [], str | None
     ]  # half as much at once; how much that is, in words, or None: it cannot be less
@@ -47,7 +47,7 @@ class Halving(Trainer):
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         if self.processes.count > 1:
             return super().training_step(model, inputs, num_items_in_batch)
-        before = self._before(model)
+        before = self._before()
         while True:
             try:
                 return super().training_step(model, inputs, num_items_in_batch)
@@ -77,16 +77,13 @@ class Halving(Trainer):
 
     # ---- what a batch that did not fit has left
 
-    def _before(self, model: Any) -> _Before:
-        if self._trained is None:
-            self._trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        gradients = [None if each.grad is None else each.grad.clone() for each in self._trained]
+    def _before(self) -> _Before:
+        gradients = [None if each.grad is None else each.grad.clone() for each in self.trained]
         figures = {name: list(values) for name, values in self._metrics["train"].items()}
         return _Before(gradients, figures, self._total_train_tokens)
 
     def _undo(self, before: _Before) -> None:
-        assert self._trained is not None
-        for parameter, gradient in zip(self._trained, before.gradients, strict=True):
+        for parameter, gradient in zip(self.trained, before.gradients, strict=True):
             parameter.grad = None if gradient is None else gradient.clone()  # it may have to be undone once more
         self._metrics["train"].clear()
         self._metrics["train"].update({name: list(values) for name, values in before.figures.items()})

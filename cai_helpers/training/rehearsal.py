@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cai_helpers.errors import CaiError
 from cai_helpers.machine.hardware import Machine, choose_dtype
-from cai_helpers.models.batches import release_memory
+from cai_helpers.models.batches import release_all
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.schema import PreferenceRow, Record
 from cai_helpers.settings import Settings
@@ -99,7 +99,7 @@ def _rehearse(
     with quiet_libraries(), explained_memory(settings.train):
         _, memory_plan = method.require_memory(job)
         seconds_per_step, seconds_per_row = _timed(job, method, say)
-    release_memory()
+    release_all()
     train, share = settings.train, len(usable) / len(long.rows)
     rows = {"dpo": long.pairs, "sft": long.pairs * share, "kto": 2 * long.pairs + long.one_sided}[phase]
     epochs = train.sft_epochs if phase == "sft" else train.epochs

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Sequential
 from transformers.trainer_utils import EvalLoopOutput
 
 from cai_helpers.machine.processes import Processes, base_is_cut_up, this_process
-from cai_helpers.training.cut_up import leave_to_fsdp
+from cai_helpers.training.cut_up import leave_to_fsdp, taken_by_ddp
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -62,6 +62,10 @@ class SpreadTraining(Trainer):
         super().__init__(**options)
         if base_is_cut_up():
             leave_to_fsdp(self.model)
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        with taken_by_ddp() if base_is_cut_up() else nullcontext():
+            return super().train(*args, **options)
 
     # ---- the same batches a step
 

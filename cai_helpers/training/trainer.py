@@ -48,7 +48,7 @@ class PolicyTraining(SpreadTraining, Halving):
         ground.make_folder(Path(options["args"].output_dir))  # the Trainer would make the folders above it as well
         super().__init__(**options)
         self.lora_layers = in_one_step(self.accelerator.unwrap_model(self.model))
-        self._trained = [weights for weights in self.model.parameters() if weights.requires_grad]
+        self.trained = [weights for weights in self.model.parameters() if weights.requires_grad]
         self.add_callback(_ForgetsOnlyTheTrained(self))
         self.remove_callback(PrinterCallback)  # prints every log as a dictionary; ours says it in a line
 
@@ -73,10 +73,10 @@ class PolicyTraining(SpreadTraining, Halving):
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Of what trains alone: transformers walks through the frozen base for it at each step."""
-        return self.accelerator.clip_grad_norm_(self._trained, self.args.max_grad_norm)
+        return self.accelerator.clip_grad_norm_(self.trained, self.args.max_grad_norm)
 
     def forget_gradients(self, set_to_none: bool = True) -> None:
-        for weights in self._trained:
+        for weights in self.trained:
             weights.grad = None
 
     def floating_point_ops(self, inputs: Any) -> int:
