@@ -1,6 +1,6 @@
 """Draft, critique and revision of the same prompts: step by step, or each row on its way by itself? On random weights.
 
-    python benchmarks/flow.py           # needs an NVIDIA GPU; 6 to 10 minutes on an H100; nothing is fetched
+    python benchmarks/flow.py           # needs an NVIDIA GPU; 6 minutes on an H100; nothing is fetched
     python benchmarks/flow.py --tiny    # that it works, on a CPU: figures without meaning, in seconds
 
 The prompts and lengths of benchmarks/generation.py: 97 tokens in, drafts and revisions of 93 and critiques of 47 on average.

@@ -39,7 +39,7 @@ from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.models.shapes import KNOWN
 from cai_helpers.planning.card import Card, measure_card
-from cai_helpers.planning.generation import Length, generation_memory, generation_seconds
+from cai_helpers.planning.generation import Chain, Length, generation_memory, generation_seconds
 from cai_helpers.planning.scoring import scoring_memory, scoring_seconds
 from cai_helpers.planning.shape import count
 from cai_helpers.planning.training import Pair, steps_seconds
@@ -98,46 +98,52 @@ def figures_of(card: Card, tiny: bool, only: str | None) -> Iterator[Figure]:
 
 
 def generating(card: Card, name: str, config: Any, tiny: bool) -> Figure:
-    model = generation.random_model(config, "cpu" if tiny else "cuda")
-    prompts = generation.make_prompts(model.config.vocab_size, *((12, 24) if tiny else (512, generation.LONGEST)))
+    model, prompts = model_and_prompts(config, tiny, 512)
     slots = 4 if tiny else SLOTS
-    rows = [[Length(len(prompt.tokens), prompt.answer)] for prompt in prompts]
-    capacity = max(row.prompt + row.new for [row] in rows)
-    shape = count(model)
-    seconds, peak = timed(lambda: generation.in_slots(model, prompts, slots))
-    return Figure(
-        name,
-        f"{len(rows)} texts in {slots} slots",
-        generation_seconds(shape, card, rows, slots, capacity),
-        seconds,
-        generation_memory(shape, card, slots, capacity).total / GIB,
-        peak,
-    )
+    texts = [[Length(len(prompt.tokens), prompt.answer)] for prompt in prompts]
+    longest = max(row.prompt + row.new for [row] in texts)
+
+    def work() -> int:
+        generation.in_slots(model, prompts, slots)
+        return longest
+
+    return generated(card, name, f"{len(texts)} texts in {slots} slots", texts, slots, model, work)
 
 
 def flowing(card: Card, name: str, config: Any, tiny: bool) -> Figure:
     """Draft, critique and revision of each prompt, with critiques' and revisions' opening of 18 tokens."""
-    model = generation.random_model(config, "cpu" if tiny else "cuda")
-    prompts = generation.make_prompts(model.config.vocab_size, *((12, 24) if tiny else (384, generation.LONGEST)))
+    model, prompts = model_and_prompts(config, tiny, 384)
+    slots = 4 if tiny else SLOTS
     variant = flow.Variant("short", barrier=False, once=False)
     chains = [flow.chain_of(prompt, variant) for prompt in prompts]
-    shape, slots = count(model), 4 if tiny else SLOTS
-    longest = max(row.prompt + row.new for chain in chains for row in chain)
+
+    def work() -> int:
+        return flow.make_pairs(model, prompts, variant).capacity
+
+    return generated(card, name, f"{len(chains)} pairs in {slots} slots", chains, slots, model, work)
+
+
+def model_and_prompts(config: Any, tiny: bool, prompts: int) -> tuple[Any, list[generation.Prompt]]:
+    model = generation.random_model(config, "cpu" if tiny else "cuda")
+    return model, generation.make_prompts(
+        model.config.vocab_size, *((12, 24) if tiny else (prompts, generation.LONGEST))
+    )
+
+
+def generated(
+    card: Card, name: str, what: str, chains: list[Chain], slots: int, model: Any, work: Callable[[], int]
+) -> Figure:
+    """work: returns the tokens that a slot came to."""
+    shape, longest = count(model), max(row.prompt + row.new for chain in chains for row in chain)
     capacity = 0
 
-    def work() -> None:
+    def worked() -> None:
         nonlocal capacity
-        capacity = flow.make_pairs(model, prompts, variant).capacity
+        capacity = work()
 
-    seconds, peak = timed(work)
-    return Figure(
-        name,
-        f"{len(chains)} pairs in {slots} slots",
-        generation_seconds(shape, card, chains, slots, longest),
-        seconds,
-        generation_memory(shape, card, slots, capacity).total / GIB,
-        peak,
-    )
+    seconds, peak = timed(worked)
+    planned = generation_seconds(shape, card, chains, slots, longest)
+    return Figure(name, what, planned, seconds, generation_memory(shape, card, slots, capacity).total / GIB, peak)
 
 
 def scoring(card: Card, tiny: bool) -> Figure:

@@ -113,9 +113,8 @@ def _shingle_sets(texts: WordNumbers, order: numpy.ndarray) -> _ShingleSets:
     within[ends - 1] = within[ends - 2] = False  # windows that reach into the next text
     position = numpy.empty(len(order), dtype=numpy.int64)
     position[order] = numpy.arange(len(order))
-    both = (
-        numpy.repeat(position, lengths - _SHINGLE + 1) << 32
-    )  # text and shingle in one number, which is sorted quickly
+    # text and shingle in one number, which is sorted quickly
+    both = numpy.repeat(position, lengths - _SHINGLE + 1) << 32
     both |= shingles[within]
     both = _distinct(both)
     shingles = (both & 0xFFFFFFFF).astype(numpy.int32)

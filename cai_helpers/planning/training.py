@@ -14,9 +14,7 @@ _PASSES = 24  # times that the activations of a layer are read or written in a p
 _AGAIN = 1.4  # as much with gradient checkpointing, which computes the layer twice forward
 _HEAD = 3  # products with the head for each token of an answer: forward, again, and backward
 _WITH_LORA = 2.5  # times as many kernels as a layer without one starts
-_TRAINED = (
-    1.35  # times the host's part of a layer as the card is measured: the prompt is shared, and TRL looks at each part
-)
+_TRAINED = 1.35  # times the host's part of a layer as the card is measured, for shared prompts and TRL's loss
 _UPDATE_LAYERS = 0.25  # of an update of the weights, in layers' worth of the host
 
 
