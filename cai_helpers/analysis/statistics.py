@@ -11,7 +11,7 @@ from scipy import stats
 
 from cai_helpers.analysis.frame import PairFrame
 from cai_helpers.measures.intervals import Interval, mean_of, median_of, proportion
-from cai_helpers.measures.topic import fit_of_all, looked_at
+from cai_helpers.measures.topic import looked_at, topic_fit
 from cai_helpers.schema import SAMPLED, Record, ScoredPair, SideNames, side_names
 
 TIE = 0.001  # |delta| up to which two scores count as equal: fp32 scores of one text differ by less between batches
@@ -283,11 +283,11 @@ class _Texts:
 
     def draft_fit(self) -> Interval | None:
         pairs = [self._pairs[place] for place in self._drafts]
-        return fit_of_all([pair.prompt for pair in pairs], [pair.base_response for pair in pairs])
+        return topic_fit([pair.prompt for pair in pairs], [pair.base_response for pair in pairs])
 
     def revision_fit(self) -> Interval | None:
         pairs = [self._pairs[place] for place in self._revisions]
-        return fit_of_all([pair.prompt for pair in pairs], [pair.revised_response for pair in pairs])
+        return topic_fit([pair.prompt for pair in pairs], [pair.revised_response for pair in pairs])
 
     def worst(self) -> list[Example]:
         return [_example(place, self._pairs[place]) for place in self._worst]

@@ -23,21 +23,15 @@ def topic_fit(prompts: Sequence[str], answers: Sequence[str]) -> Interval | None
     tie counts half. A lexical measure, good for comparing and for alarms: near 50 %, answers ignore the prompts.
     Leave refusals out: "I can't help with that" has nothing in common with any prompt. None of fewer than two rows.
     """
-    order = looked_at(len(prompts))
-    return fit_of_all([prompts[row] for row in order], [answers[row] for row in order])
-
-
-def looked_at(rows: int) -> list[int]:
-    """Places of the rows that `topic_fit` looks at, in the order in which it does, for who must fetch their texts first."""
-    return random.Random(0).sample(range(rows), min(rows, _ROWS))
-
-
-def fit_of_all(prompts: Sequence[str], answers: Sequence[str]) -> Interval | None:
-    """`topic_fit` of rows that were chosen by `looked_at`."""
     if len(prompts) < 2:
         return None
     fits = answer_fits(prompts, answers)
     return proportion(sum(fits), len(fits))
+
+
+def looked_at(rows: int) -> list[int]:
+    """Places of the rows that are enough for `topic_fit`, in a fixed order: all, or so many drawn from them."""
+    return random.Random(0).sample(range(rows), min(rows, _ROWS))
 
 
 def answer_fits(prompts: Sequence[str], answers: Sequence[str]) -> list[float]:
