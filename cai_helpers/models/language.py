@@ -13,6 +13,7 @@ from cai_helpers.models.chat_format import ChatFormat
 from cai_helpers.models.flow import answers_of
 from cai_helpers.models.generator import Generator, Session
 from cai_helpers.models.hub import from_hub, locate
+from cai_helpers.models.shapes import attends_by_matrix, config_of
 from cai_helpers.models.whole_weights import require_whole, require_whole_adapter
 from cai_helpers.schema import Completion, Messages
 from cai_helpers.settings import Models
@@ -106,7 +107,7 @@ def load_base(models: Models, device: str | None = None) -> PreTrainedModel:
 
     machine = this_machine()
     dtype = torch_dtype(choose_dtype(models.dtype, machine))
-    model = load_weights(AutoModelForCausalLM, models.base, dtype=dtype, attn_implementation="sdpa")
+    model = load_weights(AutoModelForCausalLM, models.base, dtype=dtype)
     # all that follows stops there: generation, training's check, what is written beside the trained adapter
     model.generation_config.eos_token_id = ChatFormat(load_tokenizer(models.base), model.generation_config).ends
     return model.to(device or machine.device)
@@ -128,6 +129,8 @@ def load_weights(auto_class: Any, name: str, classifier: bool = False, **options
     Raises:
         CaiError: it cannot be loaded, needs code of its own, or its files lack a tensor or hold one too many.
     """
+    if attends_by_matrix(config_of(name).config):
+        options["attn_implementation"] = "eager"  # Colab's transformers takes sdpa, which leaves it out in silence
     model, info = from_hub(
         lambda: auto_class.from_pretrained(
             locate(name),

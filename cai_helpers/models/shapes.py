@@ -71,3 +71,8 @@ def config_of(name: str) -> Config:
         if name not in KNOWN:
             raise
         return Config(AutoConfig.for_model(**KNOWN[name]), True)
+
+
+def attends_by_matrix(config: Any) -> bool:
+    """Whether attention must be computed weight by weight: torch's kernels know no soft cap on the logits (Gemma 2)."""
+    return getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
