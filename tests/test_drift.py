@@ -6,8 +6,10 @@ import pytest
 import torch
 from peft import PeftModel
 from tiny_run import make_settings, make_trainer, make_workspace
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cai_helpers.training.outcome import drift
 from cai_helpers.training.outcome.drift import token_kl
 from cai_helpers.training.rows.pairs import encode, read_rows
 
@@ -38,3 +40,26 @@ def test_kl_is_that_of_the_two_distributions_at_the_answers_positions(tiny, tmp_
     assert len(found) == sum(len(row["chosen_ids"]) + len(row["rejected_ids"]) for row in trainer.eval_dataset)
     assert token_kl(trainer) == pytest.approx(sum(found) / len(found), abs=1e-5)
     assert sum(found) / len(found) > 0.01
+
+
+def test_the_logits_of_a_long_answer_are_never_all_there_at_once(tiny, tmp_path, monkeypatch):
+    trainer = make_trainer(make_settings(tiny), make_workspace(tmp_path))
+    whole = token_kl(trainer)
+    monkeypatch.setattr(drift, "_CHUNK", 3)
+    with LargestOf(trainer.model.config.vocab_size) as seen:
+        assert token_kl(trainer) == pytest.approx(whole, abs=1e-6)
+    assert max(len(row["chosen_ids"]) for row in trainer.eval_dataset) > 3 == seen.rows
+
+
+class LargestOf(TorchDispatchMode):
+    """The most rows of any product as wide as this that is computed meanwhile."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.rows = width, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (torch.ops.aten.bmm.default, torch.ops.aten.mm.default) and result.shape[-1] == self.width:
+            self.rows = max(self.rows, result.numel() // self.width)
+        return result
