@@ -51,8 +51,8 @@ from cai_helpers.settings import load_settings
 from cai_helpers.training.arithmetic import PairLengths
 from cai_helpers.training.dpo import PolicyTrainer, training_arguments
 from cai_helpers.training.memory_plan import plan_room
+from cai_helpers.training.one_step.lora_linear import OneStep
 from cai_helpers.training.policy.lora import fresh_lora
-from cai_helpers.training.policy.lora_linear import OneStep
 from cai_helpers.training.policy.reference_store import ReferenceStore
 from cai_helpers.training.rows.pairs import as_dataset
 from cai_helpers.training.trainer import Start, quiet_libraries

@@ -26,7 +26,7 @@ from cai_helpers.models.batches import release_memory
 from cai_helpers.models.language import load_tokenizer
 from cai_helpers.settings import load_settings
 from cai_helpers.training.memory_plan import plan_memory
-from cai_helpers.training.policy.lora_linear import in_one_step
+from cai_helpers.training.one_step.model import in_one_step
 
 SPECIAL = {"bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0}
 SHAPES: dict[str, PreTrainedConfig] = {

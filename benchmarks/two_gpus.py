@@ -8,7 +8,8 @@ gemma-2b's shape with random weights in fp16, each card held to a T4's memory. G
 benchmarks/generation.py, shared out as `cai generate` does; the time is from when all processes are ready to when the last is
 done, the median of three (of one with more --prompts), after a warm-up. DPO: `train_policy` on 192 pairs, one epoch, with the
 effective batch of the t4 preset; pairs/s are of the steps but the first, without evaluating and saving. "508" are sides of
-about 508 tokens, "spread" are log-normal lengths. Losses of one and two are printed beside each other.
+about 508 tokens, "1000" of about 1,000 (half as many pairs), "spread" are log-normal lengths. Losses of one and two are printed
+beside each other.
 
 FSDP: the same on 96 pairs of "508", by one card with a T4's memory, and by two with the base cut up, each held to less than the
 base's weights alone take (4.7 GiB); that one card refuses it in that memory is tried first. "peaks" are each card's, allocated.
@@ -51,7 +52,7 @@ GIB_WITHOUT_ROOM = 4.6  # for gemma-2b's weights
 GOALS = {"generation": 1.9, "DPO": 1.8}
 PROMPTS, PAIRS, HELD_OUT = 768, 192, 16  # --prompts asks for more
 PATIENCE = 600  # seconds for one of them
-PARTS = ("generation", "DPO 508", "DPO spread", "FSDP 508")
+PARTS = ("generation", "DPO 508", "DPO 1000", "DPO spread", "FSDP 508")
 
 
 def main() -> None:
@@ -74,7 +75,9 @@ def main() -> None:
             name = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}, each held to {GIB_OF_A_T4} GiB"
             write_gemma_shape(Path(folder) / "base")
         print(f"{name}, torch {torch.__version__}", flush=True)
-        parts = [part for part in PARTS if options.only in part and not (options.tiny and part == "DPO 508")]
+        parts = [
+            part for part in PARTS if options.only in part and not (options.tiny and part in ("DPO 508", "DPO 1000"))
+        ]
         if "FSDP 508" in parts and not options.tiny:
             print("What one card says in the memory of the two:", flush=True)
             launch("FSDP 508", 1, Path(folder), options.prompts, options.tiny, GIB_WITHOUT_ROOM, last=700)
@@ -197,21 +200,24 @@ def write_pairs(workspace: Workspace, settings: Settings, part: str, tiny: bool)
     each = len(tokenizer(word * 100, add_special_tokens=False)["input_ids"]) / 100
     chance = random.Random(0)
 
+    answer = 870 if part.endswith("1000") else 380
+    pairs = PAIRS // 2 if part in ("FSDP 508", "DPO 1000") else PAIRS
+
     def words(mean: float, most: int) -> str:
-        tokens = mean if part.endswith("508") else min(most, mean * chance.lognormvariate(-0.32, 0.8))
+        tokens = mean if part.endswith(("508", "1000")) else min(most, mean * chance.lognormvariate(-0.32, 0.8))
         return word * max(1, int(tokens / (20 if tiny else 1) / each))
 
     rows = [
         PreferenceRow(
             prompt=[{"role": "user", "content": f"Question {index}: {words(97, 256)}"}],
-            chosen=[{"role": "assistant", "content": f"Yes {index}.{words(380, 700)}"}],
-            rejected=[{"role": "assistant", "content": f"No {index}.{words(380, 700)}"}],
+            chosen=[{"role": "assistant", "content": f"Yes {index}.{words(answer, 700)}"}],
+            rejected=[{"role": "assistant", "content": f"No {index}.{words(answer, 700)}"}],
             id=f"{index:016x}",
             category="helpful",
             delta=1.0,
             chosen_side="revised",
         ).model_dump()
-        for index in range((24 if tiny else PAIRS // 2 if part.startswith("FSDP") else PAIRS) + HELD_OUT)
+        for index in range((24 if tiny else pairs) + HELD_OUT)
     ]
     write_jsonl(workspace.train_rows, rows[HELD_OUT:])
     write_jsonl(workspace.eval_rows, rows[:HELD_OUT])

@@ -161,7 +161,7 @@ def _overheads(device: torch.device, dtype: torch.dtype) -> tuple[float, float, 
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from cai_helpers.models.graphs import Graphs
-    from cai_helpers.training.policy.lora_linear import in_one_step
+    from cai_helpers.training.one_step.model import in_one_step
 
     # transformers warns of a name that peft still uses; the user can do nothing about it
     warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -96,7 +96,7 @@ class CutBatches(Trainer):
             model.train()
         parts = Parts(**self._prepare_inputs(inputs))
         if self._room != self._planned:  # what the loader has cut did not fit
-            parts = Parts(**self._prepare_inputs(self._cutting()(parts.examples)))
+            parts = Parts(**self._prepare_inputs(self._cutting()(parts.uncut.rows)))
         parts = self._as_many_everywhere(parts)
         before = {name: len(values) for name, values in self._metrics["train"].items()}
         losses = []
@@ -126,7 +126,7 @@ class CutBatches(Trainer):
             [0.0] * missing + parts.shares,
             [parts.checkpointed[-1]] * missing + parts.checkpointed,
             [parts.sizes[-1]] * missing + parts.sizes,
-            parts.examples,
+            parts.uncut,
         )
 
     def compute_less(self) -> str | None:

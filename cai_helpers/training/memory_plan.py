@@ -15,14 +15,7 @@ from cai_helpers.settings import Settings, Train
 from cai_helpers.training.arithmetic import arithmetic_of
 from cai_helpers.training.cut_up import parameters_held
 
-# Values a token that a layer keeps for its backward pass: _KEPT_HIDDEN times the hidden size and _KEPT_MLP times the MLP's,
-# half a value of which is the mask of a dropout; the other linear layers' masks are in _KEPT_HIDDEN. While one layer is
-# worked on, _WORKING times the MLP's come on top. Counted, storage by storage, where each LoRA layer is computed in one step
-# (tests/test_lora_linear.py counts again); benchmarks/memory_plan.py has the peaks on a GPU beside it.
-_KEPT_HIDDEN, _KEPT_MLP, _WORKING = 12, 4.5, 3
-_KEPT_BY_SIDES = (
-    4  # times the hidden size more where pairs share their prompt: queries, keys and values, laid out by side
-)
+_WORKING = 4  # values, times the MLP's width, that come on top of what is kept while one layer is worked on
 _TILE_TOKENS, _TILE_COLUMNS = 4096, 8192  # of the logits that TRL's chunked head holds at once
 _CLEARLY_TOO_MUCH = 1.1  # times the memory there is; the estimate is no better than that
 
@@ -151,9 +144,8 @@ def plan_memory(
     weights       every parameter in the precision of the base
     adapters      LoRA on every linear layer: weight, gradient and Adam's two moments in fp32, and the frozen copy that
                   is the reference of a Stage-2 adapter
-    activations   tokens · (12 · hidden + 4.5 · MLP) values for each layer, 16 · hidden where pairs share their prompt; with
-                  gradient checkpointing for one layer, and the inputs of all (Chen et al. 2016, arXiv 1604.06174); and
-                  tokens · 3 · MLP for the layer at work
+    activations   tokens · what a layer keeps (training/kept.py) for each layer; with gradient checkpointing for one layer,
+                  and the inputs of all (Chen et al. 2016, arXiv 1604.06174); and tokens · 4 · MLP for the layer at work
     head          TRL's chunked head: one tile of 4096 tokens by 8192 logits, and the hidden states with their gradient
                   in fp32; the full logits, tokens by vocabulary, are never there
     tokens        sides · longest · rows of the largest part
@@ -215,11 +207,12 @@ def smaller_batch(train: Train) -> str:
 
 
 def _costs(settings: Settings, dtype: Dtype) -> _Costs:
-    config, parameters, lora = _shape(settings)
-    size = 4 if dtype == "fp32" else 2
+    from cai_helpers.training.kept import kept_by_a_layer
+
+    model, parameters, lora = _shape(settings)
+    config, size = model.config.get_text_config(), 4 if dtype == "fp32" else 2
     layers, hidden, mlp = config.num_hidden_layers, config.hidden_size, config.intermediate_size
-    by_sides = _KEPT_BY_SIDES if "dpo" in settings.train.method else 0
-    one_layer = int(((_KEPT_HIDDEN + by_sides) * hidden + _KEPT_MLP * mlp) * size)
+    one_layer = int(kept_by_a_layer(model, "dpo" in settings.train.method, settings.train.max_length) * size)
     return _Costs(
         weights=parameters * size,
         adapters=lora * (20 if settings.models.adapter else 16),
@@ -232,11 +225,11 @@ def _costs(settings: Settings, dtype: Dtype) -> _Costs:
 
 
 def _shape(settings: Settings) -> tuple[Any, int, int]:
-    """(configuration, parameters of the base that this process holds, parameters of a LoRA on all its linear layers)."""
+    """(the base without its weights, parameters of it that this process holds, those of a LoRA on all its linear layers)."""
     model = empty_model(settings.models.base)
     whole = sum(weights.numel() for weights in model.parameters())
     parameters = parameters_held(model, launched()) if base_is_cut_up() else whole
-    return model.config.get_text_config(), parameters, arithmetic_of(model, lora_rank(settings)).lora
+    return model, parameters, arithmetic_of(model, lora_rank(settings)).lora
 
 
 def empty_model(name: str) -> Any:

@@ -28,8 +28,9 @@ from cai_helpers.settings import Settings, Train
 from cai_helpers.training.cut_up import cut_up, mesh_of_all
 from cai_helpers.training.halving import Halving
 from cai_helpers.training.load import load_of_each
+from cai_helpers.training.one_step.lora_linear import LoraLayers
+from cai_helpers.training.one_step.model import in_one_step
 from cai_helpers.training.policy.lora import POLICY, fresh_lora, restore_policy
-from cai_helpers.training.policy.lora_linear import LoraLayers, in_one_step
 from cai_helpers.training.policy.merged import Merged, merge_stage2
 from cai_helpers.training.spread import SpreadTraining
 from cai_helpers.training.watch import checkpoints

@@ -115,6 +115,13 @@ class PairCollator(DataCollatorForPreference):
         return batch | {"layout": lay_out(examples, self.pad_token_id)._asdict()} if self.shared else batch
 
 
+@dataclass(frozen=True)
+class Uncut:
+    """A batch before it was cut. Not a list: what brings a batch to the GPU would look at each of its token ids, four times."""
+
+    rows: list[Row]
+
+
 class Parts(NamedTuple):
     """One batch, cut."""
 
@@ -122,7 +129,7 @@ class Parts(NamedTuple):
     shares: list[float]  # of the batch's pairs
     checkpointed: list[bool]  # whether the part fits with gradient checkpointing only
     sizes: list[tuple[int, int]]  # (rows, tokens with padding) of the part
-    examples: list[Row]  # the batch before it was cut
+    uncut: Uncut
 
 
 class InParts(NamedTuple):
@@ -140,5 +147,5 @@ class InParts(NamedTuple):
             [len(part.rows) / len(examples) for part in parts],
             [part.checkpointed for part in parts],
             [(len(part.rows), part.tokens) for part in parts],
-            examples,
+            Uncut(examples),
         )._asdict()

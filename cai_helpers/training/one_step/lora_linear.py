@@ -36,7 +36,7 @@ class LoraLayers(NamedTuple):
         )
 
 
-def in_one_step(model: torch.nn.Module) -> LoraLayers:
+def lora_in_one_step(model: torch.nn.Module) -> LoraLayers:
     """Have every plain LoRA layer of `model`, with all its adapters, computed by `OneStep`; the others stay as they are."""
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
     reasons = []
@@ -73,13 +73,19 @@ class OneStep(Linear):
     """PEFT's Linear; where one adapter is active and unmerged, by one operation."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs or (operands := self.operands(x)) is None:
+            return super().forward(x, *args, **kwargs)
+        return _LoraLinear.apply(x, *operands)
+
+    def operands(self, x: Tensor) -> Operands | None:
+        """What is computed with `x`, whose precision counts; None: it is not the plain case, and PEFT's own to compute."""
         active = self.active_adapters
         parts: Any = self._modules  # and so on: attributes of modules take long to look up, seven times in every layer
-        if args or kwargs or self._disable_adapters or self.merged_adapters or len(active) != 1:
-            return super().forward(x, *args, **kwargs)
+        if self._disable_adapters or self.merged_adapters or len(active) != 1:
+            return None
         (name,) = active
         if name not in parts["lora_A"]._modules:
-            return super().forward(x)
+            return None
         base = parts["base_layer"]._parameters
         lora_a, lora_b = (parts[matrix]._modules[name]._parameters["weight"] for matrix in ("lora_A", "lora_B"))
         device, weight = x.device.type, base["weight"]
@@ -88,61 +94,88 @@ class OneStep(Linear):
         elif x.dtype == weight.dtype == lora_a.dtype == lora_b.dtype:
             dtype = x.dtype
         else:  # a base in half precision without autocast: PEFT computes the LoRA in that of its own weights
-            return super().forward(x)
+            return None
         dropout = parts["lora_dropout"]._modules[name]
         rate = dropout.p if dropout.training and type(dropout) is torch.nn.Dropout else 0.0
-        return _LoraLinear.apply(x, weight, base["bias"], lora_a, lora_b, self.scaling[name], rate, dtype)
+        return Operands(weight, base["bias"], lora_a, lora_b, self.scaling[name], rate, dtype)
+
+
+class Operands(NamedTuple):
+    """Of x·Wᵀ + bias + scaling · dropout(x)·Aᵀ·Bᵀ (Hu et al. 2021, arXiv 2106.09685, section 4.1), W and bias frozen.
+
+    x: (…, in); the result: (…, out), in `dtype`, that of all products.
+    """
+
+    weight: Tensor  # out × in
+    bias: Tensor | None
+    lora_a: Tensor  # r × in
+    lora_b: Tensor  # out × r
+    scaling: float
+    rate: float  # of the dropout
+    dtype: torch.dtype
+
+
+class Kept(NamedTuple):
+    """Of a forward pass, beside the input, for the backward pass."""
+
+    weight: Tensor
+    a: Tensor  # in the precision of the products
+    b: Tensor
+    low: Tensor  # dropout(x)·Aᵀ: tokens × r
+    mask: Tensor | None
+
+
+def forward(x: Tensor, operands: Operands) -> tuple[Tensor, Kept]:
+    weight, bias, lora_a, lora_b, scaling, rate, dtype = operands
+    output = linear(x, weight, bias)
+    a, b, mask, dropped = lora_a.to(dtype), lora_b.to(dtype), None, x
+    if rate:
+        dropped, mask = torch.native_dropout(x, rate, True)
+    low = linear(dropped.flatten(0, -2), a)
+    flat = output.view(-1, output.shape[-1])
+    torch.addmm(flat, low, b.t(), alpha=scaling, out=flat)  # in place; torch's FLOP counter does not know addmm_
+    return output, Kept(weight, a, b, low, mask)
+
+
+def backward(
+    gradient: Tensor, x: Tensor, kept: Kept, scaling: float, rate: float, wanted: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, A and B, where they are `wanted`, in the precision of the products: autograd casts them."""
+    weight, a, b, low, mask = kept
+    undropped = 1 / (1 - rate) if rate < 1 else 0.0
+    of_x = of_a = of_b = None
+    flat = gradient.reshape(-1, gradient.shape[-1])
+    # beta=0: the product alone, scaled in the same kernel; what stands first gives its shape
+    of_low = torch.addmm(low, flat, b, beta=0, alpha=scaling)
+    if wanted[2]:
+        of_b = torch.addmm(b, flat.t(), low, beta=0, alpha=scaling)
+    if wanted[1]:
+        dropped = x if mask is None else _dropout_backward(x, mask, undropped)  # x · mask / (1 - rate), once more
+        of_a = of_low.t().mm(dropped.to(gradient.dtype).flatten(0, -2))
+        del dropped
+    if wanted[0]:
+        of_x = flat.mm(weight.to(gradient.dtype))
+        if mask is None:
+            torch.addmm(of_x, of_low, a, out=of_x)
+        else:
+            of_x.addcmul_(of_low.mm(a), mask.flatten(0, -2), value=undropped)
+        of_x = of_x.view_as(x)
+    return of_x, of_a, of_b
 
 
 class _LoraLinear(torch.autograd.Function):
-    """x·Wᵀ + bias + scaling · dropout(x)·Aᵀ·Bᵀ (Hu et al. 2021, arXiv 2106.09685, section 4.1) with W and bias frozen.
-
-    x: (…, in); W: out × in; A: r × in; B: out × r. The result: (…, out), in `dtype`, that of all products.
-    """
-
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        lora_a: Tensor,
-        lora_b: Tensor,
-        scaling: float,
-        rate: float,
-        dtype: torch.dtype,
-    ) -> Tensor:
-        output = linear(x, weight, bias)
-        a, b, mask, dropped = lora_a.to(dtype), lora_b.to(dtype), None, x
-        if rate:
-            dropped, mask = torch.native_dropout(x, rate, True)
-        low = linear(dropped.flatten(0, -2), a)  # tokens × r
-        flat = output.view(-1, output.shape[-1])
-        torch.addmm(flat, low, b.t(), alpha=scaling, out=flat)  # in place; torch's FLOP counter does not know addmm_
-        ctx.save_for_backward(x, weight, a, b, low, mask)
-        ctx.scaling, ctx.kept, ctx.dtypes = scaling, 1 / (1 - rate) if rate < 1 else 0.0, (lora_a.dtype, lora_b.dtype)
+    def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
+        operands = Operands(*given)
+        output, kept = forward(x, operands)
+        ctx.save_for_backward(x, *kept)
+        ctx.scaling, ctx.rate = operands.scaling, operands.rate
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, a, b, low, mask = ctx.saved_tensors
+        x, *kept = ctx.saved_tensors
         of_x, _, _, of_a, of_b = ctx.needs_input_grad[:5]
-        scaling, dtype, of_lora_a, of_lora_b = ctx.scaling, gradient.dtype, None, None
-        flat = gradient.reshape(-1, gradient.shape[-1])
-        # beta=0: the product alone, scaled in the same kernel; what stands first gives its shape
-        of_low = torch.addmm(low, flat, b, beta=0, alpha=scaling)
-        if of_b:
-            of_lora_b = torch.addmm(b, flat.t(), low, beta=0, alpha=scaling).to(ctx.dtypes[1])
-        if of_a:
-            dropped = x if mask is None else _dropout_backward(x, mask, ctx.kept)  # x · mask / (1 - rate), once more
-            of_lora_a = of_low.t().mm(dropped.to(dtype).flatten(0, -2)).to(ctx.dtypes[0])
-        of_input = None
-        if of_x:
-            of_input = flat.mm(weight.to(dtype))
-            if mask is None:
-                torch.addmm(of_input, of_low, a, out=of_input)
-            else:
-                of_input.addcmul_(of_low.mm(a), mask.flatten(0, -2), value=ctx.kept)
-            of_input = of_input.view_as(x).to(x.dtype)
-        return of_input, None, None, of_lora_a, of_lora_b, None, None, None
+        of_x, of_a, of_b = backward(gradient, x, Kept(*kept), ctx.scaling, ctx.rate, (of_x, of_a, of_b))
+        return of_x, None, None, of_a, of_b, None, None, None
