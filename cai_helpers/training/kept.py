@@ -15,7 +15,7 @@ from cai_helpers.training.cut_up import layers_of
 from cai_helpers.training.one_step.gated_mlp import gated_mlps
 from cai_helpers.training.one_step.rms_norm import known_norms
 
-_OF_HEADS = ("self_attn.q_norm", "self_attn.k_norm")
+_OF_HEADS = {"q_norm", "k_norm"}  # norms of queries and keys
 _OF_MATRIX = 5  # values for each attention weight that is computed as such: their tanh, softmax in fp32 and cast
 
 
@@ -32,14 +32,13 @@ def kept_by_a_layer(model: Any, shared: bool, longest: int) -> float:
     groups = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or hidden // heads
     queries, keys = heads * size, groups * size
-    norms = [name for name, module in layer.named_modules() if module in known_norms(layer) and name not in _OF_HEADS]
+    norms = len(known_norms(layer)) - len(_OF_HEADS & names)
 
-    kept = (
-        6.6 * hidden + 2.5 * queries + 2 * keys
-    )  # two norms' inputs and results, masks, attention's inputs and result
+    kept = 6.6 * hidden  # two norms' inputs and results, and the masks of five layers
+    kept += 2.5 * queries + 2 * keys  # attention's inputs and its result, with a mask
     kept += (2.5 if gated_mlps(layer) else 4.5) * mlp  # gate, up and a mask; else act(gate) and the product as well
-    kept += (len(norms) - 2) * hidden if norms else 2 * hidden  # one's input; where it is torch's, in fp32
-    if "q_norm" in names:
+    kept += (norms - 2) * hidden if norms else 2 * hidden  # one's input; where it is torch's, in fp32
+    if names >= _OF_HEADS:
         kept += queries + keys
     if "qkv_proj" in names:  # one input instead of five, but its result stays whole as long as a part of it does
         kept -= 1.5 * hidden

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-_ABOVE_ONE = tuple(
-    f"{family}RMSNorm" for family in "Gemma Gemma2 Gemma3".split()
-)  # weights: what the scale has above 1
+# classes whose weights are the scale, and those whose weights are what the scale has above 1
 _PLAIN = tuple(f"{family}RMSNorm" for family in "Granite Llama Mistral Olmo2 Phi3 Qwen2 Qwen3 SmolLM3".split())
+_ABOVE_ONE = tuple(f"{family}RMSNorm" for family in "Gemma Gemma2 Gemma3".split())
 
 
 def norm_in_one_step(model: torch.nn.Module) -> None:

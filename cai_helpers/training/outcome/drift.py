@@ -23,10 +23,9 @@ _CHUNK = 32  # positions that come to the head at once: in fp32 a vocabulary of 
 def token_kl(trainer: Trainer) -> float:
     """KL(policy ‖ reference) in nats a token: the mean over the positions of held-out answers, exact at each.
 
-    The full next-token distributions are compared, so nothing is sampled, and only some positions at once, since training may
-    have left just the memory it needed; but the positions are those of the chosen and
+    The full next-token distributions are compared, so nothing is sampled; but the positions are those of the chosen and
     rejected answers and not of what the policy itself would write, so it is an estimate for those. Positions and not
-    sequences: a sum over an answer would depend on its length.
+    sequences: a sum over an answer would depend on its length. Some positions at once: training may have left no more memory.
 
     trainer: its policy after training, and the held-out pairs as token ids in its eval_dataset.
     """
