@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_run import make_settings, make_trainer, make_workspace
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     AutoModelForCausalLM,
@@ -30,7 +31,7 @@ from cai_helpers.training.arithmetic import arithmetic_of
 from cai_helpers.training.cut_batches import _with_layout
 from cai_helpers.training.memory_plan import Part, Room, parts_of
 from cai_helpers.training.policy.shared_prompt import attending_in_pairs, why_not_shared
-from cai_helpers.training.rows.batches import LikeLengths, PairCollator, lay_out, lengths_of
+from cai_helpers.training.rows.batches import InParts, LikeLengths, PairCollator, lay_out, lengths_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALL = {
@@ -234,3 +235,13 @@ def test_counted_operations_are_those_of_torch_but_for_what_the_first_layer_need
         2 * tokens * (32 * (32 + 16 + 16)) + 2 * tokens * 3 * 32 * 4
     )  # gradients of what goes into query, key, value
     assert counted == pytest.approx(expected - first, rel=0.01)
+
+
+def test_what_brings_a_batch_to_the_device_meets_no_token_ids():
+    collate = InParts(PairCollator(pad_token_id=0, max_length=2000, shared=True), Room(100, 0), whole=False)
+
+    def leaves(longer: int) -> int:
+        rows = [{name: ids * longer for name, ids in row.items()} for row in ROWS]
+        return len(tree_leaves(collate._replace(room=Room(100 * longer, 0))(rows)))
+
+    assert leaves(1) == leaves(50) < 100
