@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -175,6 +176,14 @@ def _state() -> PartialState:
     base_is_cut_up()  # before accelerate looks
     # also makes "cuda" mean this process's own card; without one, accelerate connects nothing unless told of the CPU
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
-    # open while Python ends, it now and then aborts a process whose work is done (pytorch, pull request 179291)
-    atexit.register(state.destroy_process_group)
+    atexit.register(_close, state)
     return state
+
+
+def _close(state: PartialState) -> None:
+    """Open while Python ends, the connection now and then aborts a process whose work is done (pytorch, pull request 179291).
+
+    It stays open as long as a training holds it, and one that was stopped is still about until garbage is searched for.
+    """
+    gc.collect()
+    state.destroy_process_group()
