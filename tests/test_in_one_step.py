@@ -24,6 +24,7 @@ from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
+from cai_helpers.models.shapes import attends_by_matrix
 from cai_helpers.training import kept, trainer
 from cai_helpers.training.one_step.gated_mlp import _GatedDown, mlp_in_one_step
 from cai_helpers.training.one_step.lora_linear import LoraLayers, OneStep, _LoraLinear, lora_in_one_step
@@ -41,7 +42,8 @@ TOKENS = torch.randint(2, 40, (3, 11), generator=torch.Generator().manual_seed(0
 
 def with_lora(config, dropout: float = 0.05, dtype: torch.dtype = torch.float32, **options):
     torch.manual_seed(0)
-    base = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)  # which notes the precision there
+    attention = {"attn_implementation": "eager"} if attends_by_matrix(config) else {}  # as models/language.py loads it
+    base = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype, **attention)  # which notes it there
     lora = LoraConfig(r=4, lora_alpha=12, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(base, LoraConfig(**(lora.to_dict() | options)))
     for name, parameter in model.named_parameters():
