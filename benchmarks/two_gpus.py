@@ -1,7 +1,7 @@
 """What does a second GPU of the same host bring? Generation and DPO by one process, then by two of an `accelerate launch`.
 
-    python benchmarks/two_gpus.py           # needs two NVIDIA GPUs; 6 minutes on H100s; nothing is fetched
-    python benchmarks/two_gpus.py --only FSDP   # that part alone, 2 minutes
+    python benchmarks/two_gpus.py           # needs two NVIDIA GPUs; 11 minutes on H200s; nothing is fetched
+    python benchmarks/two_gpus.py --only FSDP   # that part alone, 3 minutes
     python benchmarks/two_gpus.py --tiny    # that it works, on a CPU with the embedded models: figures without meaning
 
 gemma-2b's shape with random weights in fp16, each card held to a T4's memory. Generation: the slot engine on the prompts of
@@ -53,6 +53,7 @@ GOALS = {"generation": 1.9, "DPO": 1.8}
 PROMPTS, PAIRS, HELD_OUT = 768, 192, 16  # --prompts asks for more
 PATIENCE = 600  # seconds for one of them
 PARTS = ("generation", "DPO 508", "DPO 1000", "DPO spread", "FSDP 508")
+ANSWERS = {"508": 380, "1000": 870}  # tokens of each, where all are as long
 
 
 def main() -> None:
@@ -75,9 +76,8 @@ def main() -> None:
             name = f"{torch.cuda.device_count()} × {torch.cuda.get_device_name(0)}, each held to {GIB_OF_A_T4} GiB"
             write_gemma_shape(Path(folder) / "base")
         print(f"{name}, torch {torch.__version__}", flush=True)
-        parts = [
-            part for part in PARTS if options.only in part and not (options.tiny and part in ("DPO 508", "DPO 1000"))
-        ]
+        left_out = ("DPO 508", "DPO 1000") if options.tiny else ()
+        parts = [part for part in PARTS if options.only in part and part not in left_out]
         if "FSDP 508" in parts and not options.tiny:
             print("What one card says in the memory of the two:", flush=True)
             launch("FSDP 508", 1, Path(folder), options.prompts, options.tiny, GIB_WITHOUT_ROOM, last=700)
@@ -200,11 +200,12 @@ def write_pairs(workspace: Workspace, settings: Settings, part: str, tiny: bool)
     each = len(tokenizer(word * 100, add_special_tokens=False)["input_ids"]) / 100
     chance = random.Random(0)
 
-    answer = 870 if part.endswith("1000") else 380
+    fixed = ANSWERS.get(part.split(" ")[1])
+    answer = fixed or 380
     pairs = PAIRS // 2 if part in ("FSDP 508", "DPO 1000") else PAIRS
 
     def words(mean: float, most: int) -> str:
-        tokens = mean if part.endswith(("508", "1000")) else min(most, mean * chance.lognormvariate(-0.32, 0.8))
+        tokens = mean if fixed else min(most, mean * chance.lognormvariate(-0.32, 0.8))
         return word * max(1, int(tokens / (20 if tiny else 1) / each))
 
     rows = [

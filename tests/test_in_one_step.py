@@ -14,24 +14,19 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
-    GemmaConfig,
     GPT2Config,
     LlamaConfig,
-    Phi3Config,
-    Qwen3Config,
 )
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 
 from cai_helpers.models.shapes import attends_by_matrix
-from cai_helpers.training import kept, trainer
+from cai_helpers.training import trainer
 from cai_helpers.training.one_step.gated_mlp import _GatedDown, mlp_in_one_step
 from cai_helpers.training.one_step.lora_linear import LoraLayers, OneStep, _LoraLinear, lora_in_one_step
 from cai_helpers.training.one_step.model import in_one_step
 from cai_helpers.training.one_step.rms_norm import norm_in_one_step
-from cai_helpers.training.policy.shared_prompt import attending_in_pairs
-from cai_helpers.training.rows.batches import lay_out
 
 OTHERS = {  # in which pairs do not share their prompt
     "gemma2": Gemma2Config(**SMALL, head_dim=8),
@@ -259,103 +254,3 @@ def test_a_training_has_the_losses_of_one_with_pefts_layers(tiny, tmp_path, monk
         losses.append([row.get("loss", row.get("eval_loss")) for row in made.state.log_history[:-1]])
     assert len(losses[0]) > 6
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
-
-
-# ---- what it keeps and takes
-
-
-def kept_by_a_layer(config, one_step: bool, shared: bool, monkeypatch) -> float:
-    """Bytes a token that one layer more keeps in half precision. Dropout as on a GPU, which keeps a mask of a byte."""
-
-    def dropout(x, p=0.5, training=True, inplace=False):
-        return torch.native_dropout(x, p, True)[0] if training and p else x
-
-    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
-    layout = lay_out([{"prompt_ids": [2] * 24, "chosen_ids": [3] * 36, "rejected_ids": [4] * 36}] * 2, pad=0)
-    batch = {"input_ids": layout.tokens, "use_cache": False}
-    if shared:
-        batch |= {"position_ids": layout.positions, "of_sides": layout.of_sides, "of_rows": layout.of_rows}
-    sizes = []
-    for layers in (1, 2):
-        config.num_hidden_layers = layers
-        model = with_lora(config, dtype=torch.bfloat16)
-        model.enable_input_require_grads()
-        if one_step:
-            in_one_step(model)
-        own = model.base_model.model
-        if shared:
-            with attending_in_pairs(own):
-                sizes.append(_kept(own.model, batch))
-        else:
-            sizes.append(_kept(own.model, batch))
-    return (sizes[1] - sizes[0]) / layout.tokens.numel()
-
-
-def _kept(model, batch) -> int:
-    """Bytes of all storages that wait for the backward pass, but for those of weights and of casts of them."""
-    tokens = {*batch["input_ids"].shape, batch["input_ids"].numel()}
-    tokens |= set(batch["of_sides"].shape) if "of_sides" in batch else set()
-    weights = {each.untyped_storage().data_ptr() for each in model.parameters()}
-    storages: dict[int, torch.Tensor] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in weights and not tokens.isdisjoint(tensor.shape):
-            storages[place] = tensor
-        return tensor
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16),
-    ):
-        model(**batch)
-    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
-
-
-WIDE = {"vocab_size": 50, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
-PROPORTIONS = {
-    "gemma-2b": GemmaConfig(
-        **WIDE,
-        hidden_size=512,
-        intermediate_size=4096,
-        num_attention_heads=8,
-        num_key_value_heads=1,
-        head_dim=64,
-    ),
-    "llama-8b": LlamaConfig(
-        **WIDE, hidden_size=512, intermediate_size=1792, num_attention_heads=32, num_key_value_heads=8
-    ),
-    "qwen3-0.6b": Qwen3Config(
-        **WIDE, hidden_size=512, intermediate_size=1536, num_attention_heads=8, num_key_value_heads=4, head_dim=64
-    ),
-    "phi-3": Phi3Config(
-        **WIDE, hidden_size=512, intermediate_size=1365, num_attention_heads=16, num_key_value_heads=16
-    ),
-    "gemma-2-2b": Gemma2Config(
-        **WIDE, hidden_size=512, intermediate_size=2048, num_attention_heads=8, num_key_value_heads=4, head_dim=64
-    ),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "shared"),
-    [(name, shared) for name in PROPORTIONS for shared in (False, True) if (name, shared) != ("gemma-2-2b", True)],
-)
-def test_the_memory_plan_counts_what_a_layer_keeps(name, shared, monkeypatch):
-    config = PROPORTIONS[name]
-    by_peft, by_us = (kept_by_a_layer(config, one_step, shared, monkeypatch) for one_step in (False, True))
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    planned = 2 * kept.kept_by_a_layer(model, shared, longest=96)
-    assert by_us < by_peft - 2 * config.intermediate_size
-    assert 0.98 * by_us <= planned <= 1.1 * by_us
-
-
-def test_the_memory_plan_counts_more_where_torch_computes_mlp_and_norms(monkeypatch):
-    config = PROPORTIONS["llama-8b"]
-    by_peft = kept_by_a_layer(config, False, False, monkeypatch)
-    monkeypatch.setattr(kept, "gated_mlps", lambda layer: [])
-    monkeypatch.setattr(kept, "known_norms", lambda layer: [])
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    assert 0.7 * by_peft < 2 * kept.kept_by_a_layer(model, False, longest=96) <= by_peft  # whose LoRA layers keep more

@@ -9,17 +9,15 @@ from pathlib import Path
 
 import pytest
 from tiny_run import adapter_tensors, check, make_settings, make_trainer, make_workspace, same_tensors
-from transformers import GemmaConfig
 
 from cai_helpers.errors import CaiError
-from cai_helpers.machine.hardware import GIB, Machine, this_machine
+from cai_helpers.machine.hardware import this_machine
 from cai_helpers.models.hub import locate
 from cai_helpers.settings import load_settings
 from cai_helpers.stages.preflight import check_path
 from cai_helpers.stages.train import train_policy
 from cai_helpers.store import read_jsonl, write_jsonl
 from cai_helpers.training.dpo import PolicyTrainer, _check_ends, training_arguments
-from cai_helpers.training.memory_plan import plan_memory, require_memory, smaller_batch
 from cai_helpers.training.watch import checkpoints
 from cai_helpers.workspace import Workspace
 
@@ -273,70 +271,6 @@ def test_reporting_passes_through_and_a_missing_package_is_named(tiny, tmp_path,
     assert arguments("none").report_to == []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     assert arguments("tensorboard").report_to == ["tensorboard"]
-
-
-@pytest.fixture(scope="module")
-def gemma_shape(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("gemma")
-    GemmaConfig(
-        vocab_size=256_000, hidden_size=2048, intermediate_size=16_384, num_hidden_layers=18, num_attention_heads=8,
-        num_key_value_heads=1, head_dim=256,
-    ).save_pretrained(folder)  # fmt: skip
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("batch", "tokens", "sides", "thrifty", "measured"),  # GiB on a GPU, benchmarks/RESULTS.md
-    [
-        (2, 508, 2, True, 5.9),
-        (8, 514, 2, True, 7.84),
-        (2, 1024, 2, True, 6.39),
-        (1, 2691, 1, False, 11.18),  # pairs that share their prompts: tokens of all that were computed at once
-        (1, 3015, 1, False, 12.05),
-    ],
-)
-def test_the_memory_plan_is_what_was_measured_or_a_little_more(gemma_shape, batch, tokens, sides, thrifty, measured):
-    changes = [f"models.base={gemma_shape}", f"train.batch_size={batch}", f"train.gradient_checkpointing={thrifty}"]
-    plan = plan_memory(load_settings("t4", changes), "fp16", Machine("cpu", "a card", None, 15 * GIB, 1), tokens, sides)
-    # those with checkpointing where each side had its own prompt; where pairs share it more is kept a token
-    assert plan.checkpointing == thrifty
-    assert 0.95 * measured < plan.total / GIB < 1.12 * measured
-
-
-def test_a_plan_that_is_clearly_too_much_stops_and_one_that_is_tight_says_so(gemma_shape):
-    changes = [f"models.base={gemma_shape}", "train.gradient_checkpointing=false", "train.batch_size=2"]
-    settings = load_settings("t4", changes)
-
-    def plan(gib: float):
-        return plan_memory(settings, "fp16", Machine("cpu", "a card", None, int(gib * GIB), 1), 514, sides=2)
-
-    with pytest.raises(
-        CaiError, match=r"about 7.4 of 6.5 GiB(?s:.*)gradient_checkpointing=null, or a smaller train.max_length"
-    ):
-        require_memory(plan(6.5), settings)
-    assert "TIGHT" in require_memory(plan(8), settings).line()
-    assert "TIGHT" not in require_memory(plan(14.5), settings).line()
-    assert (plan(9).tokens, plan(14.5).tokens) == (1028, 2056)  # a batch that does not fit whole is cut
-
-
-def test_checkpointing_is_for_what_fits_no_other_way(gemma_shape):
-    settings = load_settings("t4", [f"models.base={gemma_shape}"])
-
-    def plan(gib: float, longest: int):
-        return plan_memory(settings, "fp16", Machine("cpu", "a card", None, int(gib * GIB), 1), longest, sides=2)
-
-    assert (plan(14.5, 508).tokens, plan(14.5, 508).checkpointing) == (3048, False)
-    assert (plan(14.5, 1024).tokens, plan(14.5, 1024).checkpointing) == (2048, False)
-    assert (plan(9, 1024).tokens > 2048, plan(9, 1024).checkpointing) == (True, True)
-
-
-def test_half_a_batch_is_only_advised_where_the_method_can_have_it():
-    def advice(method: str, batch: int) -> str:
-        return smaller_batch(load_settings("smoke", [f"train.method={method}", f"train.batch_size={batch}"]).train)
-
-    assert [advice("dpo", 1), advice("kto", 2)] == ["", ""]
-    assert advice("dpo", 2).startswith("train.batch_size=1 with")
-    assert advice("kto", 4).startswith("train.batch_size=2 with")
 
 
 def test_a_run_does_not_read_again_what_it_has_written_into_its_history(tiny, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """What a decoder layer with a LoRA keeps of each token until its backward pass.
 
-Counted, storage by storage, with a dropout's mask for every linear layer (tests/test_in_one_step.py counts again, family by
+Counted, storage by storage, with a dropout's mask for every linear layer (tests/test_memory_plan.py counts again, family by
 family); benchmarks/memory_plan.py has the peaks on a GPU beside it. Importing this imports torch.
 """
 
